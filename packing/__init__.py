@@ -1,0 +1,1 @@
+"""What a training sequence is: examples, loss weights, bin packing, shards, manifest and checks."""

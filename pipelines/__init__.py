@@ -1,0 +1,1 @@
+"""How raw corpora become examples and packed sequences: sources, filters and the Beam jobs."""

@@ -1,0 +1,1 @@
+"""The trainer: loader, attention, model, loss, checkpoints."""
