@@ -1,0 +1,107 @@
+"""The noun that flows: tokens of one example, which of them are trained, and what a reader may ask for."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from ..tokenizers.vocabulary import Vocabulary
+
+TEXT = "text"  # the only task whose examples may be cut into windows
+
+
+class Span(NamedTuple):
+    """Tokens `[start, end)` of an example that a reader may ask for; `ref` is small JSON, or empty."""
+
+    start: int
+    end: int
+    kind: str
+    ref: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """Hold one example, or one window of a long text.
+
+    Attributes:
+      tokens: ids, the vocabulary's dtype, `[n]` with n >= 1.
+      trained: is predicting *this* token trained? bool `[n]`; never the first, since nothing predicts it.
+      task, source, record: the kind of example and where it comes from.
+      start: offset of the first token in the record's tokens.
+      spans: what a reader may ask for, offsets relative to this example.
+    """
+
+    tokens: np.ndarray
+    trained: np.ndarray
+    task: str
+    source: str
+    record: str
+    start: int = 0
+    spans: tuple[Span, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.tokens.shape != self.trained.shape or not len(self.tokens):
+            raise ValueError(f"example {self.record}: {self.tokens.shape} tokens, {self.trained.shape} flags")
+        if self.trained[0]:
+            raise ValueError(f"example {self.record}: its first token has no predictor and cannot be trained")
+
+
+class Draft:
+    """Append tokens, flags and spans together, so that they cannot drift apart."""
+
+    def __init__(self, vocabulary: Vocabulary):
+        self._dtype = vocabulary.dtype
+        self._tokens: list[np.ndarray] = []
+        self._trained: list[np.ndarray] = []
+        self._spans: list[Span] = []
+        self._length = 0
+
+    def add(self, tokens: np.ndarray | list[int], trained: bool, kind: str = "", ref: str = "") -> None:
+        """Append tokens that are all trained or all not; a `kind` makes them a span."""
+        ids = np.asarray(tokens, self._dtype)
+        if kind:
+            self._spans.append(Span(self._length, self._length + len(ids), kind, ref))
+        self._tokens.append(ids)
+        self._trained.append(np.full(len(ids), trained))
+        self._length += len(ids)
+
+    def example(self, task: str, source: str, record: str) -> Example:
+        """Close the draft. The first token is marked untrained whatever was asked."""
+        trained = np.concatenate(self._trained)
+        trained[:1] = False
+        return Example(np.concatenate(self._tokens), trained, task, source, record, 0, tuple(self._spans))
+
+
+def windows(example: Example, length: int) -> Iterator[Example]:
+    """Cut an example into consecutive windows of at most `length` tokens.
+
+    Windows after the first repeat no BOS. A remainder of one token would train nothing and is left out:
+    the caller counts it as dropped.
+    """
+    for low in range(0, len(example.tokens), length):
+        high = min(low + length, len(example.tokens))
+        if high - low > 1 or low == 0:
+            yield window(example, low, high)
+
+
+def window(example: Example, low: int, high: int) -> Example:
+    """Take tokens `[low, high)` with their flags and the spans that they meet."""
+    trained = example.trained[low:high].copy()
+    trained[:1] = False
+    return replace(
+        example,
+        tokens=example.tokens[low:high],
+        trained=trained,
+        start=example.start + low,
+        spans=clip_spans(example.spans, low, high),
+    )
+
+
+def clip_spans(spans: tuple[Span, ...], low: int, high: int) -> tuple[Span, ...]:
+    """Keep the parts of spans inside `[low, high)`, relative to `low`."""
+    return tuple(
+        s._replace(start=max(s.start, low) - low, end=min(s.end, high) - low)
+        for s in spans
+        if s.start < high and s.end > low
+    )

@@ -1,0 +1,157 @@
+"""The manifest: totals, ledger and root of a complete data set, written last, and its index of shards."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import UserError
+from .ledger import Ledger
+from .report import REJECTS, SHARDS, UNITS, Report
+from .shard import FORMAT, HashingFile
+from .storage import TEMPORARY, Folder
+
+MANIFEST, INDEX = "manifest.json", "index.parquet"
+INDEX_SCHEMA = pa.schema(
+    [
+        ("unit", pa.string()),
+        ("source", pa.string()),
+        ("path", pa.string()),
+        ("rows", pa.int64()),
+        ("tokens", pa.int64()),
+        ("bytes", pa.int64()),
+        ("content", pa.string()),
+        ("file", pa.string()),
+        ("rejects", pa.string()),
+        ("rejects_file", pa.string()),
+    ]
+)
+INDEX_GROUP = 65536  # index rows held in memory at once
+
+
+class Summary(NamedTuple):
+    """What the reports of all units add up to."""
+
+    root: str
+    units: int
+    rows: int
+    tokens: int
+    bytes: int
+    ledger: Ledger
+    sources: dict[str, Ledger]
+
+
+def write_index(folder: Folder, reports: Iterable[Report]) -> Summary:
+    """Write the index of shards and add the reports up, in one pass and bounded memory.
+
+    Args:
+      reports: of every unit, in the order of their names.
+    """
+    draft = folder.scratch(INDEX)
+    sink = HashingFile(draft)
+    root = hashlib.blake2b(digest_size=16)
+    counts = [0, 0, 0, 0]
+    sources: dict[str, Ledger] = {}
+    with pq.ParquetWriter(sink, INDEX_SCHEMA, compression="zstd") as writer:
+        for group in _groups(reports, INDEX_GROUP):
+            for report in group:
+                root.update(f"{report.unit} {report.shard.content}\n".encode())
+                counts = [a + b for a, b in zip(counts, (1, *report.shard[1:4]), strict=True)]
+                sources.setdefault(report.source, Ledger()).add(report.ledger)
+            writer.write_table(pa.Table.from_pylist([_index_row(r) for r in group], INDEX_SCHEMA))
+    sink.close()
+    folder.adopt(draft, INDEX)
+    ledger = Ledger()
+    for source in sources.values():
+        ledger.add(source)
+    return Summary(root.hexdigest(), *counts, ledger, dict(sorted(sources.items())))
+
+
+def _index_row(report: Report) -> dict[str, Any]:
+    shard, rejects = report.shard, report.rejects
+    return {
+        "unit": report.unit,
+        "source": report.source,
+        **{name: getattr(shard, name) for name in ("path", "rows", "tokens", "bytes", "content", "file")},
+        "rejects": rejects.path if rejects else None,
+        "rejects_file": rejects.file if rejects else None,
+    }
+
+
+def _groups(items: Iterable[Report], size: int) -> Iterator[list[Report]]:
+    group: list[Report] = []
+    for item in items:
+        group.append(item)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def write_manifest(folder: Folder, summary: Summary, described: dict[str, Any]) -> dict[str, Any]:
+    """Write the manifest, which says that the data set is complete.
+
+    Args:
+      described: what the builder knows: kind, length, vocabulary, weights, versions, licences, …
+    """
+    manifest = {
+        "format": FORMAT,
+        **described,
+        "root": summary.root,
+        "units": summary.units,
+        "rows": summary.rows,
+        "tokens": summary.tokens,
+        "bytes": summary.bytes,
+        "ledger": summary.ledger.to_json(),
+        "sources": {name: ledger.to_json() for name, ledger in summary.sources.items()},
+    }
+    folder.overwrite(MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    return manifest
+
+
+def read_manifest(folder: Folder) -> dict[str, Any]:
+    """Read the manifest of a complete data set.
+
+    Raises:
+      UserError: if there is none, or its format is another.
+    """
+    data = folder.read(MANIFEST)
+    if data is None:
+        raise UserError(
+            f"{folder.url} has no {MANIFEST}, so it is no complete data set: "
+            "name a directory that 'build' or 'pack' finished (examples/ or packed-NAME/), or build it again"
+        )
+    manifest: dict[str, Any] = json.loads(data)
+    if manifest["format"] != FORMAT:
+        raise UserError(
+            f"{folder.url} has format version {manifest['format']}; this worldloom reads {FORMAT}: build it again"
+        )
+    return manifest
+
+
+def read_index(folder: Folder) -> pa.Table:
+    """Read the index of shards, in the order of their units."""
+    with folder.fs.open(folder.path(INDEX), "rb") as file:
+        return pq.read_table(pa.PythonFile(file))
+
+
+def sweep(folder: Folder) -> int:
+    """Remove every file that no report names: what kills and lost races left. Returns how many.
+
+    Call it only when each unit has its report.
+    """
+    index = read_index(folder)
+    named = {path for column in ("path", "rejects") for path in index.column(column).to_pylist() if path}
+    removed = 0
+    for part in ("", UNITS, SHARDS, REJECTS):
+        for name in list(folder.names(part)):
+            path = f"{part}/{name}" if part else name
+            stray = name.startswith(TEMPORARY) or (part in (SHARDS, REJECTS) and path not in named)
+            if stray:
+                folder.remove(path)
+                removed += 1
+    return removed

@@ -1,0 +1,209 @@
+"""Unit reports: one small file says that a unit is done, and its presence is the commit."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..tokenizers.vocabulary import Vocabulary
+from .ledger import Ledger
+from .row import Row
+from .shard import HashingFile, Kind, ShardInfo, ShardWriter
+from .storage import Folder
+
+UNITS, SHARDS, REJECTS = "units", "shards", "rejects"
+REJECT_SCHEMA = pa.schema(
+    [
+        (name, pa.string())
+        for name in ("source", "record", "stage", "status", "reason", "error", "where", "exact")
+    ]
+)
+REJECTS_AT_ONCE = 16384
+
+
+@dataclass(frozen=True)
+class Reject:
+    """Say of one record that is in no shard why, and where it can be found.
+
+    Attributes:
+      source, record: which one.
+      stage: `read`, `filter`, `tokenize` or `pack`.
+      status: `dropped` or `failed`.
+      reason: a short phrase that is counted; `error` has the details.
+      where: the file and the place in it.
+      exact: hash of the record's content in hexadecimal, where it was read.
+    """
+
+    source: str
+    record: str
+    stage: str
+    status: str
+    reason: str
+    error: str = ""
+    where: str = ""
+    exact: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Say what one finished unit read and wrote.
+
+    Attributes:
+      unit, source: its name, and the source's (or the packed data set's) name.
+      key: digest of all that the unit's rows depend on; a report with another key is stale.
+      shard, rejects: the files it wrote; `rejects` is None where every record was kept.
+      ledger: its counts.
+      deny: digest of the deny list that its rows agree with.
+    """
+
+    unit: str
+    source: str
+    key: str
+    shard: ShardInfo
+    rejects: ShardInfo | None
+    ledger: Ledger
+    deny: str = ""
+
+    def to_bytes(self) -> bytes:
+        data = {
+            "unit": self.unit,
+            "source": self.source,
+            "key": self.key,
+            "shard": self.shard._asdict(),
+            "rejects": self.rejects._asdict() if self.rejects else None,
+            "ledger": self.ledger.to_json(),
+            "deny": self.deny,
+        }
+        return (json.dumps(data, indent=1) + "\n").encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        fields: dict[str, Any] = json.loads(data)
+        fields["shard"] = ShardInfo(**fields["shard"])
+        fields["rejects"] = ShardInfo(**fields["rejects"]) if fields["rejects"] else None
+        fields["ledger"] = Ledger(**fields["ledger"])
+        return cls(**fields)
+
+
+def report_name(unit: str) -> str:
+    return f"{UNITS}/{unit}.json"
+
+
+def read_report(folder: Folder, unit: str) -> Report | None:
+    """Read a unit's report, or None where the unit is not done."""
+    data = folder.read(report_name(unit))
+    return Report.from_bytes(data) if data is not None else None
+
+
+def finished_units(folder: Folder) -> Iterator[str]:
+    """Yield the names of the units that have a report, in no order."""
+    return (name.removesuffix(".json") for name in folder.names(UNITS) if name.endswith(".json"))
+
+
+class UnitWriter:
+    """Write one unit's rows and rejects, then commit them with its report.
+
+    Use as a context manager: without `commit` nothing appears in the data set.
+    """
+
+    def __init__(self, folder: Folder, unit: str, vocabulary: Vocabulary, kind: Kind):
+        self._folder, self._unit = folder, unit
+        self._drafts: list[Path] = [folder.scratch(f"{SHARDS}/{unit}"), folder.scratch(f"{REJECTS}/{unit}")]
+        self._shard = ShardWriter(self._drafts[0], vocabulary, kind)
+        self._rejects: _RejectWriter | None = None
+        self.ledger = Ledger()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._shard.abandon()
+        for draft in self._drafts:
+            draft.unlink(missing_ok=True)
+
+    def add(self, row: Row) -> None:
+        """Write a row and count its segments."""
+        self._shard.add(row)
+        for s in row.segments:
+            self.ledger.count_task(s.task, s.length, s.trained_text + s.trained_vision)
+
+    def reject(self, reject: Reject) -> None:
+        """List a record that is in no shard, and count it."""
+        self.ledger.count(reject.status, reject.reason)
+        if self._rejects is None:
+            self._rejects = _RejectWriter(self._drafts[1])
+        self._rejects.add(reject)
+
+    def commit(self, source: str, key: str, deny: str = "", stale: bytes | None = None) -> bool:
+        """Make the unit done, atomically. Returns whether this call did: an earlier report stays.
+
+        Args:
+          stale: the bytes of a report of another key that this one is to replace.
+
+        Raises:
+          ValueError: if the ledger does not add up.
+        """
+        if not self.ledger.balanced:
+            raise ValueError(f"unit {self._unit}: the ledger does not add up: {self.ledger.to_json()}")
+        report = Report(
+            self._unit, source, key, self._adopt_shard(), self._adopt_rejects(), self.ledger, deny
+        )
+        name, data = report_name(self._unit), report.to_bytes()
+        if stale is None:
+            return self._folder.create(name, data)
+        return stale == data or self._folder.replace(name, stale, data)
+
+    def _adopt_shard(self) -> ShardInfo:
+        self._shard.close()
+        info = self._shard.info(f"{SHARDS}/{self._unit}-{self._shard.content}.arrow")
+        self._folder.adopt(self._drafts[0], info.path)
+        return info
+
+    def _adopt_rejects(self) -> ShardInfo | None:
+        if self._rejects is None:
+            return None
+        info = self._rejects.close(f"{REJECTS}/{self._unit}")
+        self._folder.adopt(self._drafts[1], info.path)
+        return info
+
+
+class _RejectWriter:
+    """Write rejects to a local parquet file, some thousands at once."""
+
+    def __init__(self, path: Path):
+        self._sink = HashingFile(path)
+        self._writer = pq.ParquetWriter(self._sink, REJECT_SCHEMA, compression="zstd")
+        self._pending: list[Reject] = []
+        self._rows = 0
+
+    def add(self, reject: Reject) -> None:
+        self._pending.append(reject)
+        if len(self._pending) == REJECTS_AT_ONCE:
+            self._flush()
+
+    def _flush(self) -> None:
+        columns = [[getattr(r, name) for r in self._pending] for name in REJECT_SCHEMA.names]
+        self._writer.write_table(pa.table(columns, schema=REJECT_SCHEMA))
+        self._rows += len(self._pending)
+        self._pending = []
+
+    def close(self, stem: str) -> ShardInfo:
+        if self._pending:
+            self._flush()
+        self._writer.close()
+        self._sink.close()
+        digest = self._sink.hexdigest
+        return ShardInfo(f"{stem}-{digest}.parquet", self._rows, 0, self._sink.size, digest, digest)
+
+
+def read_rejects(folder: Folder, report: Report) -> Iterable[Reject]:
+    """Yield a unit's rejects, in the order in which they were read."""
+    if report.rejects is None:
+        return
+    with folder.fs.open(folder.path(report.rejects.path), "rb") as file:
+        for batch in pq.ParquetFile(file).iter_batches(REJECTS_AT_ONCE):
+            yield from (Reject(**row) for row in batch.to_pylist())

@@ -1,0 +1,234 @@
+"""What a training run is told, as one YAML file: every key typed, every default written here."""
+
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ..errors import UserError
+
+Rule = Literal["lwm", "example", "token"]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """Refuse unknown keys and changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(Section):
+    """Say which packed data set to learn from.
+
+    Attributes:
+      path: directory or URL of a packed data set, relative to the config's folder.
+      weights: rule of the loss weights (design §4); left out, the data set's own.
+      vocabulary: fingerprint that the data set's vocabulary must have; left out, any will do.
+    """
+
+    path: str
+    weights: Rule | None = None
+    vocabulary: str | None = None
+
+
+class Evaluation(Section):
+    """Say on what and how often the held-out loss is measured: on the first `batches` batches, every `every` steps."""
+
+    path: str
+    every: Count = 100
+    batches: Count = 8
+
+
+# Sizes for a laptop and for tests; a larger model writes its numbers out.
+PRESETS = {
+    "debug": {"width": 64, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 192},
+    "tiny": {"width": 192, "layers": 4, "heads": 6, "kv_heads": 6, "ffn": 512},
+    "small": {"width": 512, "layers": 8, "heads": 8, "kv_heads": 8, "ffn": 1408},
+}
+
+
+class Model(Section):
+    """Say how large the model is: a preset's name alone, or a preset with any of its numbers replaced.
+
+    Attributes:
+      preset: where the numbers that are left out come from.
+      width: of the hidden states, `heads` times an even number.
+      layers, heads, ffn: numbers of layers and query heads, width of the feed-forward layer.
+      kv_heads: number of key heads, a divisor of `heads`.
+      theta: base of RoPE's frequencies; LWM raises it from 1e6 at 32K tokens to 5e7 at 1M.
+      eps: of RMSNorm (LWM: 1e-6).
+      dtype: of the activations; parameters and optimizer stay fp32.
+    """
+
+    preset: Literal["debug", "tiny", "small"] = "tiny"
+    width: Count
+    layers: Count
+    heads: Count
+    kv_heads: Count
+    ffn: Count
+    theta: Annotated[float, Field(gt=1)] = 1e4
+    eps: Annotated[float, Field(gt=0)] = 1e-6
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, given: Any) -> Any:
+        if isinstance(given, str):
+            given = {"preset": given}
+        if isinstance(given, dict):
+            given = {**PRESETS.get(str(given.get("preset", "tiny")), PRESETS["tiny"]), **given}
+        return given
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        if self.width % self.heads or self.head_width % 2:
+            raise ValueError(f"width {self.width} must be heads ({self.heads}) times an even number")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"kv_heads {self.kv_heads} must divide heads, which is {self.heads}")
+        return self
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+
+class Optimizer(Section):
+    """Say how AdamW steps; the defaults are LWM's where it has one (tux optimizers.py, run_train_*.sh).
+
+    Attributes:
+      lr: peak learning rate, reached linearly from 0 after `warmup` steps.
+      schedule: `cosine` falls to `min_lr` at the last step, `constant` stays at `lr`.
+      weight_decay: of every array, norms and embeddings too, as in LWM.
+      clip: largest norm of the whole gradient.
+    """
+
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    min_lr: Annotated[float, Field(ge=0)] = 0.0
+    warmup: Annotated[int, Field(ge=0)] = 20
+    schedule: Literal["cosine", "constant"] = "cosine"
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    clip: Annotated[float, Field(gt=0)] = 1.0
+
+    @model_validator(mode="after")
+    def _check_rates(self) -> Self:
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr {self.min_lr} must not be above lr, which is {self.lr}")
+        return self
+
+
+class Checkpoint(Section):
+    """Say how often the run is saved, and how many of the latest checkpoints stay."""
+
+    every: Count = 100
+    keep: Count = 2
+
+
+class Config(Section):
+    """Describe one run.
+
+    Attributes:
+      out: directory of checkpoints, metrics and curve, relative to the config's folder; a run begun there goes on.
+      steps: optimizer steps in all.
+      rows: packed sequences in one step.
+      accumulation: equal parts in which a step's rows are computed one after the other; changes memory, not the result.
+      seed: of the initial parameters and of the order of the data.
+    """
+
+    data: Data
+    out: str
+    steps: Count
+    rows: Count
+    accumulation: Count = 1
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    model: Model = Field(default_factory=lambda: Model.model_validate("tiny"))
+    optimizer: Optimizer = Optimizer()
+    checkpoint: Checkpoint = Checkpoint()
+    evaluation: Evaluation | None = None
+
+    @field_validator("out")
+    @classmethod
+    def _check_out(cls, out: str) -> str:
+        if "://" in out:
+            raise ValueError("must be a local directory")
+        return out
+
+    @model_validator(mode="after")
+    def _check_steps(self) -> Self:
+        if self.rows % self.accumulation:
+            raise ValueError(f"accumulation {self.accumulation} must divide rows, which is {self.rows}")
+        if self.optimizer.warmup >= self.steps:
+            raise ValueError(f"optimizer.warmup {self.optimizer.warmup} must be below steps, which is {self.steps}")
+        return self
+
+
+def load(path: str | Path) -> Config:
+    """Read a run's config, with relative paths taken from the file's folder.
+
+    Raises:
+      UserError: where the file is missing, no YAML, or not a config; names each key, what was found and what is allowed.
+    """
+    path = Path(path)
+    try:
+        given = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read the config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"the config {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(given, dict):
+        raise UserError(f"the config {path} must be a mapping of keys, found {given!r}: see `worldloom train --help`")
+    return _rooted(parse(given, f"the config {path}"), path.parent)
+
+
+def parse(given: dict[str, Any], name: str = "the config") -> Config:
+    """Check a mapping and fill in the defaults.
+
+    Raises:
+      UserError: names each key that is wrong, what was found and what is allowed.
+    """
+    try:
+        return Config.model_validate(given)
+    except ValidationError as error:
+        raise UserError(f"{name}: {'; '.join(explain(error, Config))}") from error
+
+
+def explain(error: ValidationError, root: type[BaseModel]) -> list[str]:
+    """Put each fault of a config into words: the key, what was found, what is allowed."""
+    return [_explain(fault, root) for fault in error.errors()]
+
+
+def _explain(fault: Any, root: type[BaseModel]) -> str:
+    key, found = ".".join(map(str, fault["loc"])), fault["input"]
+    if fault["type"] == "extra_forbidden":
+        allowed = ", ".join(_section(root, fault["loc"][:-1]).model_fields)
+        return f"unknown key {key!r}, allowed here are {allowed}"
+    if fault["type"] == "missing":
+        return f"key {key!r} is missing"
+    if fault["type"] == "value_error":
+        cause = str(fault["ctx"]["error"])
+        return f"key {key!r}: {cause}" if key else cause
+    rule = fault["msg"].removeprefix("Input should be ").replace("Input should", "should")
+    return f"key {key!r} must be {rule}, found {found!r}"
+
+
+def _section(section: Any, loc: tuple[str | int, ...]) -> type[BaseModel]:
+    """Follow a key's path down to the section that holds it."""
+    for name in loc:
+        annotation = section.model_fields[name].annotation
+        options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+        section = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+    return section
+
+
+def _rooted(config: Config, folder: Path) -> Config:
+    """Take relative paths from `folder`."""
+
+    def root(path: str) -> str:
+        return path if "://" in path else str(folder / path)
+
+    data = config.data.model_copy(update={"path": root(config.data.path)})
+    evaluation = config.evaluation and config.evaluation.model_copy(update={"path": root(config.evaluation.path)})
+    return config.model_copy(update={"data": data, "evaluation": evaluation, "out": root(config.out)})
