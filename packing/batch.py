@@ -10,6 +10,8 @@ from ..tokenizers.vocabulary import Vocabulary
 from .shard import Batch as Rows
 from .weights import Rule, segment_weights
 
+ONE = np.ones(1, np.int32)
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -32,21 +34,20 @@ class Batch:
 
     def take(self, columns: slice, permutation: np.ndarray | None = None) -> "Batch":
         """Permute the columns, then keep some: what one host owns."""
-        pick = np.arange(self.tokens.shape[1]) if permutation is None else permutation
+        pick = columns if permutation is None else permutation[columns]
         arrays = (self.tokens, self.targets, self.positions, self.segments, self.weights)
-        return Batch(*(np.ascontiguousarray(a[:, pick[columns]]) for a in arrays), self.examples)
+        tokens, targets, positions, segments, weights = (np.ascontiguousarray(a[:, pick]) for a in arrays)
+        return Batch(tokens, targets, positions, segments, weights, self.examples)
 
 
 class Place(NamedTuple):
     """A row in the record batch that holds it."""
 
     rows: Rows
-    index: int
+    number: int
 
 
-def make_batch(
-    places: Sequence[Place], length: int, vocabulary: Vocabulary, rule: Rule, examples: int
-) -> Batch:
+def make_batch(places: Sequence[Place], length: int, vocabulary: Vocabulary, rule: Rule, examples: int) -> Batch:
     """Lay rows out densely, shift targets by one and weigh them.
 
     Args:
@@ -74,7 +75,7 @@ class _Table:
     """Segments and paddings of all rows end to end: lengths, number in the row, start in the flat batch."""
 
     def __init__(self, places: Sequence[Place], length: int):
-        lengths = [p.rows.row_segments("length", p.index) for p in places]
+        lengths = [p.rows.row_segments("length", p.number) for p in places]
         counts = np.fromiter(map(len, lengths), np.int64, len(places))
         self.real = np.ones(counts.sum() + len(places), bool)
         self.real[np.cumsum(counts + 1) - 1] = False
@@ -100,7 +101,7 @@ def _weights(
     ends = np.cumsum(runs)
     segment = np.searchsorted(table.starts[table.real], ends - runs, side="right") - 1
     counts = [
-        np.concatenate([p.rows.row_segments(name, p.index) for p in places])
+        np.concatenate([p.rows.row_segments(name, p.number) for p in places])
         for name in ("trained_text", "trained_vision")
     ]
     text, vision = segment_weights(rule, counts[0], counts[1], vocabulary)
@@ -113,10 +114,11 @@ def _weights(
 
 def _shifted_runs(places: Sequence[Place]) -> tuple[np.ndarray, np.ndarray]:
     """Return run lengths over all targets, and which runs are trained."""
-    lengths, trained = [], []
+    lengths: list[np.ndarray] = []
+    trained: list[np.ndarray] = []
     for rows, i in places:
         runs = rows.row_trained(i)
-        lengths += [runs[:1] - 1, runs[1:], [1]]
+        lengths += [runs[:1] - 1, runs[1:], ONE]
         flags = np.arange(len(runs) + 1) % 2 == 1
         flags[-1] = False
         trained.append(flags)

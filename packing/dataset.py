@@ -94,7 +94,7 @@ class Dataset:
     def row(self, row: int) -> Row:
         """Read one sequence in full."""
         place = self.place(row)
-        return place.rows.row(place.index)
+        return place.rows.row(place.number)
 
     def __len__(self) -> int:
         return self.rows

@@ -55,16 +55,16 @@ class Draft:
         self._tokens: list[np.ndarray] = []
         self._trained: list[np.ndarray] = []
         self._spans: list[Span] = []
-        self._length = 0
+        self.length = 0
 
     def add(self, tokens: np.ndarray | list[int], trained: bool, kind: str = "", ref: str = "") -> None:
         """Append tokens that are all trained or all not; a `kind` makes them a span."""
         ids = np.asarray(tokens, self._dtype)
         if kind:
-            self._spans.append(Span(self._length, self._length + len(ids), kind, ref))
+            self._spans.append(Span(self.length, self.length + len(ids), kind, ref))
         self._tokens.append(ids)
         self._trained.append(np.full(len(ids), trained))
-        self._length += len(ids)
+        self.length += len(ids)
 
     def example(self, task: str, source: str, record: str) -> Example:
         """Close the draft. The first token is marked untrained whatever was asked."""

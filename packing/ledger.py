@@ -88,9 +88,7 @@ def check_failures(ledger: Ledger, limit: float) -> None:
     """
     if ledger.failure_rate > limit:
         failures = {k.removeprefix("failed: "): n for k, n in ledger.reasons.items() if k.startswith(FAILED)}
-        worst = ", ".join(
-            f"{r} ({n})" for r, n in sorted(failures.items(), key=lambda item: (-item[1], item[0]))[:3]
-        )
+        worst = ", ".join(f"{r} ({n})" for r, n in sorted(failures.items(), key=lambda item: (-item[1], item[0]))[:3])
         raise UserError(
             f"{ledger.failed} of {ledger.read} records failed, {ledger.failure_rate:.1%}, and limits.failed allows "
             f"{limit:.1%}: mostly {worst}. They are listed in rejects/; mend the input or raise limits.failed "

@@ -53,13 +53,14 @@ def write_index(folder: Folder, reports: Iterable[Report]) -> Summary:
     draft = folder.scratch(INDEX)
     sink = HashingFile(draft)
     root = hashlib.blake2b(digest_size=16)
-    counts = [0, 0, 0, 0]
+    units = rows = tokens = size = 0
     sources: dict[str, Ledger] = {}
     with pq.ParquetWriter(sink, INDEX_SCHEMA, compression="zstd") as writer:
         for group in _groups(reports, INDEX_GROUP):
             for report in group:
                 root.update(f"{report.unit} {report.shard.content}\n".encode())
-                counts = [a + b for a, b in zip(counts, (1, *report.shard[1:4]), strict=True)]
+                units, rows = units + 1, rows + report.shard.rows
+                tokens, size = tokens + report.shard.tokens, size + report.shard.bytes
                 sources.setdefault(report.source, Ledger()).add(report.ledger)
             writer.write_table(pa.Table.from_pylist([_index_row(r) for r in group], INDEX_SCHEMA))
     sink.close()
@@ -67,7 +68,7 @@ def write_index(folder: Folder, reports: Iterable[Report]) -> Summary:
     ledger = Ledger()
     for source in sources.values():
         ledger.add(source)
-    return Summary(root.hexdigest(), *counts, ledger, dict(sorted(sources.items())))
+    return Summary(root.hexdigest(), units, rows, tokens, size, ledger, dict(sorted(sources.items())))
 
 
 def _index_row(report: Report) -> dict[str, Any]:
@@ -136,7 +137,7 @@ def read_manifest(folder: Folder) -> dict[str, Any]:
 def read_index(folder: Folder) -> pa.Table:
     """Read the index of shards, in the order of their units."""
     with folder.fs.open(folder.path(INDEX), "rb") as file:
-        return pq.read_table(pa.PythonFile(file))
+        return pq.read_table(pa.PythonFile(file, mode="r"))
 
 
 def sweep(folder: Folder) -> int:

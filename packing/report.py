@@ -17,10 +17,7 @@ from .storage import Folder
 
 UNITS, SHARDS, REJECTS = "units", "shards", "rejects"
 REJECT_SCHEMA = pa.schema(
-    [
-        (name, pa.string())
-        for name in ("source", "record", "stage", "status", "reason", "error", "where", "exact")
-    ]
+    [(name, pa.string()) for name in ("source", "record", "stage", "status", "reason", "error", "where", "exact")]
 )
 REJECTS_AT_ONCE = 16384
 
@@ -149,9 +146,7 @@ class UnitWriter:
         """
         if not self.ledger.balanced:
             raise ValueError(f"unit {self._unit}: the ledger does not add up: {self.ledger.to_json()}")
-        report = Report(
-            self._unit, source, key, self._adopt_shard(), self._adopt_rejects(), self.ledger, deny
-        )
+        report = Report(self._unit, source, key, self._adopt_shard(), self._adopt_rejects(), self.ledger, deny)
         name, data = report_name(self._unit), report.to_bytes()
         if stale is None:
             return self._folder.create(name, data)
@@ -205,5 +200,5 @@ def read_rejects(folder: Folder, report: Report) -> Iterable[Reject]:
     if report.rejects is None:
         return
     with folder.fs.open(folder.path(report.rejects.path), "rb") as file:
-        for batch in pq.ParquetFile(file).iter_batches(REJECTS_AT_ONCE):
+        for batch in pq.ParquetFile(pa.PythonFile(file, mode="r")).iter_batches(REJECTS_AT_ONCE):
             yield from (Reject(**row) for row in batch.to_pylist())

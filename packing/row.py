@@ -60,11 +60,7 @@ def decode_runs(runs: np.ndarray) -> np.ndarray:
 def segment_of(example: Example, vocabulary: Vocabulary) -> Segment:
     """Describe an example, counting its trained tokens by modality."""
     trained = int(np.count_nonzero(example.trained))
-    vision = (
-        int(np.count_nonzero(vocabulary.is_vision(example.tokens[example.trained])))
-        if vocabulary.codes
-        else 0
-    )
+    vision = int(np.count_nonzero(vocabulary.is_vision(example.tokens[example.trained]))) if vocabulary.codes else 0
     return Segment(
         len(example.tokens),
         example.task,
@@ -105,9 +101,7 @@ def row_examples(row: Row) -> list[Example]:
     flags, examples, low = decode_runs(row.trained), [], 0
     for s in row.segments:
         high = low + s.length
-        examples.append(
-            Example(row.tokens[low:high], flags[low:high], s.task, s.source, s.record, s.start, s.spans)
-        )
+        examples.append(Example(row.tokens[low:high], flags[low:high], s.task, s.source, s.record, s.start, s.spans))
         low = high
     return examples
 

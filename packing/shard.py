@@ -93,9 +93,7 @@ def described(schema: pa.Schema, path: str) -> tuple[Vocabulary, Kind]:
     """
     raw = (schema.metadata or {}).get(b"worldloom")
     if raw is None:
-        raise UserError(
-            f"{path} is an Arrow file but no worldloom shard: its schema has no 'worldloom' metadata"
-        )
+        raise UserError(f"{path} is an Arrow file but no worldloom shard: its schema has no 'worldloom' metadata")
     data = json.loads(raw)
     if data["format"] != FORMAT:
         raise UserError(
@@ -261,9 +259,7 @@ class Batch:
         if "exact" not in self.batch.schema.names:
             return Row(self.row_tokens(i), segments, self.row_trained(i))
         near = np.array(self.batch.column("near")[i].as_py(), np.uint64)
-        return Row(
-            self.row_tokens(i), segments, self.row_trained(i), self.batch.column("exact")[i].as_py(), near
-        )
+        return Row(self.row_tokens(i), segments, self.row_trained(i), self.batch.column("exact")[i].as_py(), near)
 
     def crc32(self, i: int) -> int:
         return int(self.batch.column("crc32")[i].as_py())
@@ -280,18 +276,12 @@ class Shard:
         self.path = folder.path(name)
         self._kept = KEPT_LOCAL if folder.local else KEPT_REMOTE
         try:
-            source = (
-                pa.memory_map(self.path) if folder.local else pa.PythonFile(folder.fs.open(self.path, "rb"))
-            )
+            source = pa.memory_map(self.path) if folder.local else pa.PythonFile(folder.fs.open(self.path, "rb"), mode="r")
             self._file = pa.ipc.open_file(source)
         except FileNotFoundError:
-            raise UserError(
-                f"the shard {self.path} is missing: run 'worldloom verify', then build again"
-            ) from None
+            raise UserError(f"the shard {self.path} is missing: run 'worldloom verify', then build again") from None
         except pa.ArrowException as error:
-            raise UserError(
-                f"the shard {self.path} cannot be read ({error}): run 'worldloom verify'"
-            ) from error
+            raise UserError(f"the shard {self.path} cannot be read ({error}): run 'worldloom verify'") from error
         self.vocabulary, self.kind = described(self._file.schema, self.path)
         self.batch_count: int = self._file.num_record_batches
         self._views: dict[int, Batch] = {}

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ..packing.weights import Rule
+
 CHUNK = 1024  # tokens whose logits exist at once: 131 MB of fp32 for 32,000 ids
 
 
@@ -67,16 +69,16 @@ def _head_nll(hidden: Array, head: Array, targets: Array, weights: Array) -> Arr
     return lax.cond(own.any(), score, lambda: jnp.float32(0))
 
 
-def divisor(rule: str, examples: Array, weights: Array) -> Array:
-    """Return what a step's summed loss is divided by, once: S for `lwm` and `example`, Σ w for `token`.
+def divisor(rule: Rule, examples: Array, weights: Array) -> Array:
+    """Return what a step's summed loss is divided by, once.
 
     Args:
-      rule: `lwm`, `example` or `token`.
+      rule: says which of the two it is (design §4).
       examples: S, the segments of the whole step.
       weights: Σ w of the whole step.
 
     Returns:
       fp32 scalar; 1 for a step without anything to divide by, whose loss is 0.
     """
-    total = weights if rule == "token" else examples
+    total = examples if rule.by_examples else weights
     return jnp.where(total > 0, total, 1).astype(jnp.float32)

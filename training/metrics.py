@@ -1,0 +1,31 @@
+"""The run's diary: one JSON object a line, safe to append to after a kill.
+
+Step lines have `step, loss, tokens, tokens_per_second, lr, gradient_norm`, where `step` counts from 1, `loss` is of the
+step's batch before its update in nats, and `tokens` leaves padding out. Evaluation lines have `step, held_out_loss`.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+Line = dict[str, Any]
+
+
+def read(path: Path) -> list[Line]:
+    """Read all whole lines; a torn one, which only a kill in mid-write leaves, is passed over."""
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def append(path: Path, line: Line) -> None:
+    """Write one line at the end."""
+    with path.open("a") as file:
+        file.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+def rewind(path: Path, step: int) -> None:
+    """Drop what lies after `step`: steps that a resumed run does again."""
+    kept = [line for line in read(path) if line["step"] <= step]
+    fresh = path.with_suffix(".part")
+    fresh.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    fresh.replace(path)

@@ -1,0 +1,127 @@
+"""One optimizer step: from a batch to new parameters, exact for weighted losses however the batch is cut."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array, lax
+
+from ..packing.batch import Batch
+from ..packing.weights import Rule
+from ..tokenizers.vocabulary import Vocabulary
+from .attention import Attention, attention
+from .config import Config, Model
+from .loss import divisor, weighted_nll
+from .model import Params, apply, heads, init
+
+Parts = dict[str, Any]
+
+
+class State(NamedTuple):
+    """Everything that a step changes; `step` counts the optimizer steps done, and names the next batch."""
+
+    params: Params
+    optimizer: Any
+    step: Array
+
+
+class Metrics(NamedTuple):
+    """What a step tells: fp32 scalars; `norm` is the whole gradient's before clipping."""
+
+    loss: Array
+    norm: Array
+    lr: Array
+
+
+def begin(config: Config, vocabulary: Vocabulary) -> State:
+    """Draw the state before the first step from the config's seed."""
+    params = init(jax.random.key(config.seed), config.model, vocabulary)
+    return State(params, make_optimizer(config).init(params), jnp.int32(0))
+
+
+def cut(batch: Batch, accumulation: int) -> Parts:
+    """Cut a step's rows into equal parts: each of the five arrays as [accumulation, B / accumulation, L]."""
+    names = ("tokens", "targets", "positions", "segments", "weights")
+    return {name: _cut(getattr(batch, name), accumulation) for name in names}
+
+
+def _cut(rows: np.ndarray, accumulation: int) -> np.ndarray:
+    return rows.reshape(accumulation, -1, rows.shape[1])
+
+
+def summed_nll(params: Params, part: Parts, model: Model, attend: Attention = attention) -> tuple[Array, Array]:
+    """Return Σ w·nll and Σ w of one part, whose arrays are [rows, L]."""
+    hidden = apply(params, part["tokens"], part["positions"], part["segments"], model, attend)
+    return weighted_nll(hidden, heads(params), part["targets"], part["weights"])
+
+
+def loss_and_gradients(
+    params: Params, parts: Parts, examples: Array, model: Model, rule: Rule, attend: Attention = attention
+) -> tuple[Array, Params]:
+    """Sum loss and gradients over the parts of a step and divide once.
+
+    Args:
+      parts: see `cut`.
+      examples: segments of the whole step.
+    """
+    of_part = jax.value_and_grad(summed_nll, has_aux=True)
+
+    def add(total: Any, part: Parts) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, of_part(params, part, model, attend)), None
+
+    zeros = (jnp.float32(0), jnp.float32(0)), jax.tree.map(jnp.zeros_like, params)
+    ((loss, weights), gradients), _ = lax.scan(add, zeros, parts)
+    share = 1 / divisor(rule, examples, weights)
+    return loss * share, jax.tree.map(lambda gradient: gradient * share, gradients)
+
+
+def schedule(config: Config) -> optax.Schedule:
+    """Rise linearly from 0 to `lr`, then stay, or fall along a cosine to `min_lr` at the last step."""
+    rates = config.optimizer
+    if rates.schedule == "cosine":
+        return optax.warmup_cosine_decay_schedule(0.0, rates.lr, rates.warmup, config.steps, rates.min_lr)
+    return optax.schedules.warmup_constant_schedule(0.0, rates.lr, rates.warmup)
+
+
+def make_optimizer(config: Config) -> optax.GradientTransformation:
+    """Clip by the global norm, then AdamW."""
+    given = config.optimizer
+    adamw = optax.adamw(schedule(config), *given.betas, weight_decay=given.weight_decay)
+    return optax.chain(optax.clip_by_global_norm(given.clip), adamw)
+
+
+def make_step(
+    config: Config, rule: Rule, attend: Attention = attention
+) -> Callable[[State, Parts, Any], tuple[State, Metrics]]:
+    """Compile a step `(state, parts, examples) -> (state, metrics)`, which consumes the state that it is given.
+
+    A step whose loss or gradient is not finite leaves parameters, optimizer and count as they were, so that the last
+    good state can still be saved.
+    """
+    optimizer, rate = make_optimizer(config), schedule(config)
+
+    def step(state: State, parts: Parts, examples: Array) -> tuple[State, Metrics]:
+        loss, gradients = loss_and_gradients(state.params, parts, examples, config.model, rule, attend)
+        norm = optax.global_norm(gradients)
+        updates, moments = optimizer.update(gradients, state.optimizer, state.params)
+        after = State(optax.apply_updates(state.params, updates), moments, state.step + 1)
+        good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, state)
+        return kept, Metrics(loss, norm, jnp.asarray(rate(state.step)))
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def make_evaluation(
+    model: Model, attend: Attention = attention
+) -> Callable[[Params, Parts], tuple[Array, Array]]:
+    """Compile `(params, parts) -> (Σ w·nll, Σ w)` over all parts."""
+
+    def evaluate(params: Params, parts: Parts) -> tuple[Array, Array]:
+        nll, weights = lax.map(lambda part: summed_nll(params, part, model, attend), parts)
+        return nll.sum(), weights.sum()
+
+    return jax.jit(evaluate)
