@@ -47,79 +47,125 @@ class Place(NamedTuple):
     number: int
 
 
-def make_batch(places: Sequence[Place], length: int, vocabulary: Vocabulary, rule: Rule, examples: int) -> Batch:
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Hold the segments of some rows, end to end: all that planning a step takes, and no token.
+
+    Attributes:
+      counts: segments of each row, int64 `[B]`.
+      lengths, trained_text, trained_vision: of each segment, int32 `[segments]`.
+    """
+
+    counts: np.ndarray
+    lengths: np.ndarray
+    trained_text: np.ndarray
+    trained_vision: np.ndarray
+
+    def take(self, rows: slice) -> "Table":
+        """Keep the segments of some rows."""
+        counts = self.counts[rows]
+        first = (np.cumsum(self.counts) - self.counts)[rows]
+        picked = np.arange(counts.sum()) + np.repeat(first - np.cumsum(counts) + counts, counts)
+        return Table(counts, self.lengths[picked], self.trained_text[picked], self.trained_vision[picked])
+
+
+def read_table(places: Sequence[Place]) -> Table:
+    """Gather the segments of rows; their tokens are not touched."""
+    bounds = [(rows, rows.segment_offsets[i], rows.segment_offsets[i + 1]) for rows, i in places]
+    counts = np.fromiter((high - low for _, low, high in bounds), np.int64, len(places))
+    return Table(
+        counts,
+        np.concatenate([rows.column("length")[low:high] for rows, low, high in bounds]),
+        np.concatenate([rows.column("trained_text")[low:high] for rows, low, high in bounds]),
+        np.concatenate([rows.column("trained_vision")[low:high] for rows, low, high in bounds]),
+    )
+
+
+def make_batch(
+    places: Sequence[Place],
+    length: int,
+    vocabulary: Vocabulary,
+    rule: Rule,
+    examples: int,
+    table: Table | None = None,
+) -> Batch:
     """Lay rows out densely, shift targets by one and weigh them.
 
     Args:
-      places: the rows, B of them, each of `length` tokens, padding included.
+      places: the rows, B of them and at least one, each of `length` tokens, padding included.
       rule: how trained tokens are weighed.
       examples: number of segments of the whole step, over all hosts.
+      table: the rows' segments where they are known already.
     """
+    table = table or read_table(places)
     shape = (len(places), length)
     tokens = np.empty(shape, np.int32)
-    for row, (rows, i) in zip(tokens, places, strict=True):
-        row[:] = rows.row_tokens(i)
-    table = _Table(places, length)
-    ids = np.repeat(table.numbers, table.lengths)
+    np.concatenate([rows.row_tokens(i) for rows, i in places], out=tokens.reshape(-1))
+    lengths, numbers, starts = _layout(table, length)
     positions = np.arange(tokens.size, dtype=np.int32)
-    positions -= np.repeat(table.starts, table.lengths)
+    positions -= np.repeat(starts, lengths)
     targets = np.empty(shape, np.int32)
     targets[:, :-1] = tokens[:, 1:]
-    targets.ravel()[table.starts[1:] - 1] = 0
+    targets.reshape(-1)[starts[1:] - 1] = 0
     targets[:, -1] = 0
-    weights = _weights(table, places, targets, vocabulary, rule)
+    weights = _weights(places, table, starts[numbers > 0], targets, vocabulary, rule)
+    ids = np.repeat(numbers, lengths)
     return Batch(tokens, targets, positions.reshape(shape), ids.reshape(shape), weights, examples)
 
 
-class _Table:
-    """Segments and paddings of all rows end to end: lengths, number in the row, start in the flat batch."""
+def _layout(table: Table, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """List segments and each row's padding (maybe of 0) end to end.
 
-    def __init__(self, places: Sequence[Place], length: int):
-        lengths = [p.rows.row_segments("length", p.number) for p in places]
-        counts = np.fromiter(map(len, lengths), np.int64, len(places))
-        self.real = np.ones(counts.sum() + len(places), bool)
-        self.real[np.cumsum(counts + 1) - 1] = False
-        self.lengths = np.zeros(len(self.real), np.int32)
-        self.lengths[self.real] = np.concatenate(lengths)
-        row_of = np.repeat(np.arange(len(places)), counts + 1)
-        self.lengths[~self.real] = length - np.bincount(row_of, self.lengths, len(places)).astype(np.int32)
-        self.numbers = np.arange(1, len(self.real) + 1, dtype=np.int32)
-        self.numbers -= np.repeat(np.cumsum(counts + 1) - counts - 1, counts + 1).astype(np.int32)
-        self.numbers[~self.real] = 0
-        self.starts = (np.cumsum(self.lengths) - self.lengths).astype(np.int32)
+    Returns:
+      lengths; numbers in the row, 0 for padding; starts in the flat batch: int32 `[segments + B]`.
+    """
+    entries = table.counts + 1
+    ends = np.cumsum(entries)
+    lengths = np.zeros(ends[-1], np.int32)
+    numbers = np.arange(1, len(lengths) + 1, dtype=np.int32)
+    numbers -= np.repeat(ends - entries, entries).astype(np.int32)
+    numbers[ends - 1] = 0
+    lengths[numbers > 0] = table.lengths
+    lengths[ends - 1] = length - np.add.reduceat(lengths, ends - entries)
+    return lengths, numbers, (np.cumsum(lengths) - lengths).astype(np.int32)
 
 
 def _weights(
-    table: _Table, places: Sequence[Place], targets: np.ndarray, vocabulary: Vocabulary, rule: Rule
+    places: Sequence[Place],
+    table: Table,
+    starts: np.ndarray,
+    targets: np.ndarray,
+    vocabulary: Vocabulary,
+    rule: Rule,
 ) -> np.ndarray:
     """Weigh each target.
 
     A segment's first token is never trained, so a trained run never leaves its segment and one weight a
-    run is enough. Shifted by one, a row's first run loses a token and its last position has no target.
+    run is enough.
+
+    Args:
+      starts: of each segment in the flat batch.
     """
     runs, trained = _shifted_runs(places)
-    ends = np.cumsum(runs)
-    segment = np.searchsorted(table.starts[table.real], ends - runs, side="right") - 1
-    counts = [
-        np.concatenate([p.rows.row_segments(name, p.number) for p in places])
-        for name in ("trained_text", "trained_vision")
-    ]
-    text, vision = segment_weights(rule, counts[0], counts[1], vocabulary)
+    segment = np.searchsorted(starts, np.cumsum(runs) - runs, side="right") - 1
+    text, vision = segment_weights(rule, table.trained_text, table.trained_vision, vocabulary)
     weights = np.repeat(np.where(trained, text[segment], 0), runs)
-    if counts[1].any():
+    if table.trained_vision.any():
         of_vision = np.repeat(np.where(trained, vision[segment], 0), runs)
-        weights = np.where(vocabulary.is_vision(targets.ravel()), of_vision, weights)
+        weights = np.where(vocabulary.is_vision(targets.reshape(-1)), of_vision, weights)
     return weights.reshape(targets.shape)
 
 
 def _shifted_runs(places: Sequence[Place]) -> tuple[np.ndarray, np.ndarray]:
-    """Return run lengths over all targets, and which runs are trained."""
-    lengths: list[np.ndarray] = []
-    trained: list[np.ndarray] = []
-    for rows, i in places:
-        runs = rows.row_trained(i)
-        lengths += [runs[:1] - 1, runs[1:], ONE]
-        flags = np.arange(len(runs) + 1) % 2 == 1
-        flags[-1] = False
-        trained.append(flags)
-    return np.concatenate(lengths), np.concatenate(trained)
+    """Return run lengths over all targets, and which runs are trained.
+
+    Shifted by one, a row's first run loses a token, and its last position has no target: a run of its own.
+    """
+    parts = [rows.row_trained(i) for rows, i in places]
+    counts = np.fromiter(map(len, parts), np.int64, len(parts)) + 1
+    ends = np.cumsum(counts)
+    runs = np.concatenate([array for part in parts for array in (part, ONE)])
+    runs[ends - counts] -= 1
+    trained = (np.arange(len(runs)) - np.repeat(ends - counts, counts)) % 2 == 1
+    trained[ends - 1] = False
+    return runs, trained

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import cached_property
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ class Dataset:
         self.rows: int = self.manifest["rows"]
         self.length: int = self.manifest["length"]
         self._shards: dict[int, Shard] = {}
+        self._lock = Lock()  # a loader's thread and its caller may open at once
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -68,15 +70,15 @@ class Dataset:
         Raises:
           UserError: if it is missing, damaged, or made with another vocabulary than the manifest says.
         """
-        shard = self._shards.get(number)
-        if shard is None:
+        return self._shards.get(number) or self._open(number)
+
+    def _open(self, number: int) -> Shard:
+        shard = Shard(self.folder, self.index.column("path")[number].as_py())
+        if shard.vocabulary != self.vocabulary:
+            raise UserError(f"the shard {shard.path} was made with another vocabulary than its data set: build again")
+        with self._lock:
             if len(self._shards) >= OPEN_SHARDS:
                 del self._shards[next(iter(self._shards))]
-            shard = Shard(self.folder, self.index.column("path")[number].as_py())
-            if shard.vocabulary != self.vocabulary:
-                raise UserError(
-                    f"the shard {shard.path} was made with another vocabulary than its data set: build again"
-                )
             self._shards[number] = shard
         return shard
 
@@ -88,8 +90,14 @@ class Dataset:
         """
         if not 0 <= row < self.rows:
             raise IndexError(f"row {row} of {self.rows}")
-        number = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return Place(*self.shard(number).locate(row - int(self.starts[number])))
+        return self.places(np.array([row]))[0]
+
+    def places(self, rows: np.ndarray, tokens: bool = True) -> list[Place]:
+        """Find sequences by number, integers `[n]` in `[0, self.rows)`; without `tokens` their segments alone."""
+        shards = np.searchsorted(self.starts, rows, side="right") - 1
+        inside = rows - self.starts[shards]
+        numbered = zip(shards.tolist(), inside.tolist(), strict=True)
+        return [Place(*self.shard(number).locate(row, tokens)) for number, row in numbered]
 
     def row(self, row: int) -> Row:
         """Read one sequence in full."""

@@ -62,7 +62,7 @@ def write_index(folder: Folder, reports: Iterable[Report]) -> Summary:
                 units, rows = units + 1, rows + report.shard.rows
                 tokens, size = tokens + report.shard.tokens, size + report.shard.bytes
                 sources.setdefault(report.source, Ledger()).add(report.ledger)
-            writer.write_table(pa.Table.from_pylist([_index_row(r) for r in group], INDEX_SCHEMA))
+            writer.write_table(pa.Table.from_pylist([index_row(r) for r in group], INDEX_SCHEMA))
     sink.close()
     folder.adopt(draft, INDEX)
     ledger = Ledger()
@@ -71,7 +71,8 @@ def write_index(folder: Folder, reports: Iterable[Report]) -> Summary:
     return Summary(root.hexdigest(), units, rows, tokens, size, ledger, dict(sorted(sources.items())))
 
 
-def _index_row(report: Report) -> dict[str, Any]:
+def index_row(report: Report) -> dict[str, Any]:
+    """Return what the index says of a unit."""
     shard, rejects = report.shard, report.rejects
     return {
         "unit": report.unit,

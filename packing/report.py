@@ -17,7 +17,7 @@ from .storage import Folder
 
 UNITS, SHARDS, REJECTS = "units", "shards", "rejects"
 REJECT_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("source", "record", "stage", "status", "reason", "error", "where", "exact")]
+    [(name, pa.string()) for name in ("source", "record", "stage", "status", "reason", "error", "where", "exact", "url")]
 )
 REJECTS_AT_ONCE = 16384
 
@@ -33,6 +33,7 @@ class Reject:
       reason: a short phrase that is counted; `error` has the details.
       where: the file and the place in it.
       exact: hash of the record's content in hexadecimal, where it was read.
+      url: where its source says that it came from, or "".
     """
 
     source: str
@@ -43,6 +44,7 @@ class Reject:
     error: str = ""
     where: str = ""
     exact: str = ""
+    url: str = ""
 
 
 @dataclass(frozen=True)

@@ -52,9 +52,11 @@ def encode_runs(flags: np.ndarray) -> np.ndarray:
     return np.concatenate((np.zeros(1, np.int32), runs)) if len(flags) and flags[0] else runs
 
 
-def decode_runs(runs: np.ndarray) -> np.ndarray:
-    """Turn alternating run lengths back into bool `[n]`."""
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+def decode_runs(runs: np.ndarray, low: int = 0, high: int | None = None) -> np.ndarray:
+    """Turn alternating run lengths back into bool `[n]`, or into the flags `[low, high)` alone."""
+    ends = np.cumsum(runs)
+    places = np.arange(low, ends[-1] if high is None else high)
+    return np.searchsorted(ends, places, side="right") % 2 == 1
 
 
 def segment_of(example: Example, vocabulary: Vocabulary) -> Segment:

@@ -17,6 +17,7 @@ from ..errors import UserError
 
 # Tests, other people's packages, and folders without prose.
 SKIPPED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "pydoc_data", "encodings"}
+Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 SHORTEST = 500  # characters: less is no book
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 def write_corpus(out: str | Path) -> list[Path]:
     """Write the books, one .txt each, to a folder that is made where missing; return their paths, sorted.
 
-    A CPython version gives always the same books, about 3 MB. Some Linux distributions leave out the topics:
+    A CPython version gives always the same books, about 2.3 MB. Some Linux distributions leave out the topics:
     that is logged, and the library's books are enough. Raises UserError where these are missing too.
     """
     folder = Path(out)
@@ -48,17 +49,27 @@ def topics() -> dict[str, str]:
     except ImportError:
         log.warning("This Python has no pydoc_data, so the language reference is not among the books.")
         return {}
-    return {f"reference-{name.lower()}": f"{name}\n\n{text.strip()}\n" for name, text in sorted(found.items())}
+    return {f"reference-{name}": f"{name}\n\n{text.strip()}\n" for name, text in sorted(found.items())}
 
 
 def modules(root: Path) -> dict[str, str]:
     """Return the documentation of every module below a folder, by name, where there is enough of it."""
     books = {}
-    for path in sorted(root.rglob("*.py")):
-        parts = path.relative_to(root).with_suffix("").parts
-        if SKIPPED.isdisjoint(parts) and len(book := document(path, ".".join(parts))) >= SHORTEST:
-            books[f"library-{'.'.join(parts)}"] = book
+    for path in sources(root):
+        name = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+        book = document(path, name)
+        if len(book) >= SHORTEST:
+            books[f"library-{name}"] = book
     return books
+
+
+def sources(folder: Path) -> Iterator[Path]:
+    """Yield the Python files below a folder in a fixed order, without walking into what is skipped."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.is_dir() and path.name not in SKIPPED:
+            yield from sources(path)
+        elif path.suffix == ".py":
+            yield path
 
 
 def document(path: Path, name: str) -> str:
@@ -68,21 +79,20 @@ def document(path: Path, name: str) -> str:
             tree = ast.parse(file.read())
     except (SyntaxError, UnicodeDecodeError):
         return ""
-    return "\n\n".join([f"The module {name.removesuffix('.__init__')}", *docstrings(tree)]) + "\n"
+    return "\n\n".join([f"The module {name}", *docstrings(tree)]) + "\n"
 
 
-def docstrings(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, owner: str = "") -> Iterator[str]:
+def docstrings(node: ast.Module | Definition, owner: str = "") -> Iterator[str]:
     """Yield the docstring of a module, class or function under a heading, then those of what it defines."""
-    text = ast.get_docstring(node)
-    if text:
+    if text := ast.get_docstring(node):
         yield f"{heading(node, owner)}{text.strip()}"
     below = "" if isinstance(node, ast.Module) else f"{owner}{node.name}."
     for child in node.body:
-        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        if isinstance(child, Definition):
             yield from docstrings(child, below)
 
 
-def heading(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, owner: str) -> str:
+def heading(node: ast.Module | Definition, owner: str) -> str:
     """Return a definition's line, as `help()` would show it, and an empty one; nothing for a module."""
     if isinstance(node, ast.Module):
         return ""

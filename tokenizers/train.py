@@ -4,17 +4,18 @@ import io
 import random
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import fsspec
 import sentencepiece
 
 from ..errors import UserError
 
-SENTENCES = 1_000_000  # the trainer holds them all: about 150 MB of prose
+SENTENCES = 1_000_000  # the trainer holds them all: lines of prose make 100 MB, 1 GB at the very most
 LONGEST = 1000  # characters of a sentence: at most 4,000 bytes, where the trainer's own limit is 4,192
 
 # What LLaMA's model says of its own training (read from tokenizer.model), and what its ids need.
-LLAMA = {
+LLAMA: dict[str, Any] = {
     "model_type": "bpe",
     "byte_fallback": True,
     "character_coverage": 0.99995,
@@ -101,6 +102,6 @@ def sentences(text: str) -> Iterator[str]:
         while len(line) - start > LONGEST:
             space = line.rfind(" ", start + 1, start + LONGEST)
             yield line[start : space if space > 0 else start + LONGEST]
-            start = space + 1 if space > 0 else start + LONGEST
+            start = space if space > 0 else start + LONGEST
         if line[start:]:
             yield line[start:]

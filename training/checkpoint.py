@@ -50,7 +50,7 @@ class Checkpoints:
         """Read the latest state, or None where there is none.
 
         Args:
-          like: a state of the same shapes (`jax.eval_shape` will do), whose arrays' shardings, where given, are followed.
+          like: a state of the same shapes (`jax.eval_shape` will do), whose shardings are followed where given.
         """
         step = self._manager.latest_step()
         if step is None:
@@ -62,9 +62,7 @@ class Checkpoints:
         """Save a state under its step, unless that is saved already; returns once the state may be overwritten."""
         step = int(state.step)
         if step != self._manager.latest_step():
-            parts = ocp.args.Composite(
-                state=ocp.args.StandardSave(state), identity=ocp.args.JsonSave(self._identity)
-            )
+            parts = ocp.args.Composite(state=ocp.args.StandardSave(state), identity=ocp.args.JsonSave(self._identity))
             self._manager.save(step, args=parts, force=True)
 
     def close(self) -> None:

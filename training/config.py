@@ -169,7 +169,7 @@ def load(path: str | Path) -> Config:
     """Read a run's config, with relative paths taken from the file's folder.
 
     Raises:
-      UserError: where the file is missing, no YAML, or not a config; names each key, what was found and what is allowed.
+      UserError: the file is missing, no YAML or no config; names each key, what was found and what is allowed.
     """
     path = Path(path)
     try:

@@ -165,7 +165,7 @@ def rotation(positions: Array, width: int, theta: float) -> tuple[Array, Array]:
 def rotate(x: Array, turn: tuple[Array, Array]) -> Array:
     """Turn component i of each head together with component i + D/2, in fp32.
 
-    Hugging Face's LLaMA pairs the halves in this way; LWM and Meta pair neighbours, so their q and k need a permutation.
+    Hugging Face's LLaMA pairs the halves in this way; LWM and Meta pair neighbours, so their q and k are permuted.
 
     Args:
       x: [B, L, H, D].

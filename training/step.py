@@ -115,9 +115,7 @@ def make_step(
     return jax.jit(step, donate_argnums=0)
 
 
-def make_evaluation(
-    model: Model, attend: Attention = attention
-) -> Callable[[Params, Parts], tuple[Array, Array]]:
+def make_evaluation(model: Model, attend: Attention = attention) -> Callable[[Params, Parts], tuple[Array, Array]]:
     """Compile `(params, parts) -> (Σ w·nll, Σ w)` over all parts."""
 
     def evaluate(params: Params, parts: Parts) -> tuple[Array, Array]:

@@ -2,15 +2,16 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ..errors import UserError
@@ -22,7 +23,10 @@ from .attention import Attention, attention
 from .checkpoint import Checkpoints, Identity
 from .config import Config
 from .loss import divisor
-from .step import begin, cut, make_evaluation, make_step
+from .model import Params
+from .step import State, begin, cut, make_evaluation, make_step
+
+METRICS, CURVE = "metrics.jsonl", "curve.png"
 
 
 class Dataset(Protocol):
@@ -39,7 +43,7 @@ class Loader(Protocol):
 
     dataset: Dataset
 
-    def batches(self, start: int) -> Iterator[tuple[int, Batch]]: ...
+    def batches(self, start: int) -> Generator[tuple[int, Batch], None, None]: ...
 
 
 class Diverged(UserError):
@@ -83,51 +87,158 @@ def train(
       attend: the form of attention.
 
     Raises:
-      UserError: data, model and checkpoint do not belong together.
-      Diverged: the loss or gradient is not finite; the state before that step is saved.
+      UserError: data, model, checkpoint or directory do not go together.
+      Diverged: loss or gradient is not finite; the state before that step is saved.
     """
     loader = loader or open_loader(config, config.data.path)
-    if config.evaluation and held_out is None:
-        held_out = open_loader(config, config.evaluation.path)
-    check(config, loader, held_out)
     rule = config.data.weights or loader.dataset.weights
+    if config.evaluation and held_out is None:
+        held_out = open_loader(config, config.evaluation.path, rule)
+    check(config, loader, held_out)
     out = make_out(config)
-    diary = out / "metrics.jsonl"
-    step = make_step(config, rule, attend)
-    measure = make_held_out(config, held_out, rule, attend)
+    vocabulary, diary = loader.dataset.vocabulary, out / METRICS
+    measure = make_measure(config, held_out, rule, attend)
 
     def tell(line: metrics.Line) -> None:
         metrics.append(diary, line)
         report(line)
 
     with closing(Checkpoints(out / "checkpoints", config.checkpoint.keep, identify(config, loader))) as saved:
-        state = saved.restore(jax.eval_shape(lambda: begin(config, loader.dataset.vocabulary)))
-        state = state or begin(config, loader.dataset.vocabulary)
-        metrics.rewind(diary, int(state.step))
+        first = saved.restore(jax.eval_shape(lambda: begin(config, vocabulary))) or begin(config, vocabulary)
+        metrics.rewind(diary, int(first.step))
+        for state, line in run(config, first, loader, rule, attend):
+            if not math.isfinite(line["loss"] + line["gradient_norm"]):
+                saved.save(state)
+                raise Diverged(diverged(config, line))
+            tell(line)
+            if config.evaluation and due(line, config.evaluation.every, config):
+                tell({"step": line["step"], "held_out_loss": measure(state.params)})
+            if due(line, config.checkpoint.every, config):
+                saved.save(state)
+    curve.draw(diary, out / CURVE)
+    return summarise(config, vocabulary, out)
+
+
+def run(
+    config: Config, state: State, loader: Loader, rule: Rule, attend: Attention
+) -> Iterator[tuple[State, metrics.Line]]:
+    """Do the steps that are left, and yield the state and the metrics after each; the next one consumes the state."""
+    step, start = make_step(config, rule, attend), int(state.step)
+    with closing(loader.batches(start)) as batches:
         clock = time.perf_counter()
-        with closing(loader.batches(int(state.step))) as batches:
-            for t, batch in islice(batches, config.steps - int(state.step)):
-                state, told = step(state, cut(batch, config.accumulation), np.int32(batch.examples))
-                loss, norm, lr = map(float, told)
-                if not (math.isfinite(loss) and math.isfinite(norm)):
-                    saved.save(state)
-                    raise Diverged(diverged(config, t, loss, norm))
-                clock, elapsed = time.perf_counter(), time.perf_counter() - clock
-                tokens = int(np.count_nonzero(batch.segments))
-                tell(
-                    dict(
-                        step=t + 1,
-                        loss=loss,
-                        tokens=tokens,
-                        tokens_per_second=tokens / elapsed,
-                        lr=lr,
-                        gradient_norm=norm,
-                    )
-                )
-                last = t + 1 == config.steps
-                if config.evaluation and (last or (t + 1) % config.evaluation.every == 0):
-                    tell({"step": t + 1, "held_out_loss": measure(state.params)})
-                if last or (t + 1) % config.checkpoint.every == 0:
-                    saved.save(state)
-    curve.draw(diary, out / "curve.png")
-    return summarise(config, loader, out)
+        for t, batch in islice(batches, config.steps - start):
+            state, told = step(state, cut(batch, config.accumulation), np.int32(batch.examples))
+            loss, norm, lr = map(float, told)  # waits for the device
+            tokens, seconds = int(np.count_nonzero(batch.segments)), time.perf_counter() - clock
+            line = {"step": t + 1, "loss": loss, "tokens": tokens, "tokens_per_second": tokens / seconds}
+            yield state, line | {"lr": lr, "gradient_norm": norm}
+            clock = time.perf_counter()
+
+
+def due(line: metrics.Line, every: int, config: Config) -> bool:
+    """Is it time for what happens every so many steps, and after the last?"""
+    return line["step"] % every == 0 or line["step"] == config.steps
+
+
+def make_measure(config: Config, held_out: Loader | None, rule: Rule, attend: Attention) -> Callable[[Params], float]:
+    """Compile the held-out loss: of the first batches of `held_out`, by the rule of training."""
+    evaluate = make_evaluation(config.model, attend)
+
+    def measure(params: Params) -> float:
+        assert held_out and config.evaluation
+        nll = weights = examples = 0.0
+        with closing(held_out.batches(0)) as batches:
+            for _, batch in islice(batches, config.evaluation.batches):
+                sums = evaluate(params, cut(batch, config.accumulation))
+                nll, weights, examples = nll + float(sums[0]), weights + float(sums[1]), examples + batch.examples
+        return nll / float(divisor(rule, jnp.float32(examples), jnp.float32(weights)))
+
+    return measure
+
+
+def open_loader(config: Config, path: str, rule: Rule | None = None) -> Loader:
+    """Open a packed data set for training; the one place that knows where batches come from."""
+    from ..packing.dataset import open_dataset
+    from .loader import Loader
+
+    dataset = open_dataset(path)
+    rule = rule or config.data.weights or dataset.weights
+    return Loader(dataset, rows=config.rows, seed=config.seed, weights=rule)
+
+
+def check(config: Config, loader: Loader, held_out: Loader | None) -> None:
+    """Refuse data that the model cannot be trained on.
+
+    Raises:
+      UserError: names the data set, what was found and what is allowed.
+    """
+    fingerprint, wanted = loader.dataset.vocabulary.fingerprint, config.data.vocabulary
+    if wanted not in (None, fingerprint):
+        raise UserError(
+            f"the vocabulary of {config.data.path} is {fingerprint}, but the config's data.vocabulary asks for "
+            f"{wanted}: train on data built with that vocabulary, or correct the key"
+        )
+    if loader.dataset.length > model.MAX_POSITIONS:
+        raise UserError(
+            f"{config.data.path} is packed to {loader.dataset.length} tokens, and the model counts positions to "
+            f"{model.MAX_POSITIONS}: pack to a shorter length"
+        )
+    if config.evaluation and held_out and held_out.dataset.vocabulary.fingerprint != fingerprint:
+        raise UserError(
+            f"the vocabulary of {config.evaluation.path} is {held_out.dataset.vocabulary.fingerprint}, but that of "
+            f"{config.data.path} is {fingerprint}: build both with one vocabulary"
+        )
+
+
+def make_out(config: Config) -> Path:
+    """Make the run's directory.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    out = Path(config.out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / METRICS).touch()
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror}: choose another `out`") from error
+    return out
+
+
+def identify(config: Config, loader: Loader) -> Identity:
+    """Say what a checkpoint must agree on for a run to be the same run."""
+    shape = config.model.model_dump(mode="json", exclude={"preset"})
+    return {
+        "data": loader.dataset.root,
+        "vocabulary": loader.dataset.vocabulary.fingerprint,
+        "data.weights": str(config.data.weights or loader.dataset.weights),
+        "rows": config.rows,
+        "seed": config.seed,
+    } | {f"model.{key}": value for key, value in shape.items()}
+
+
+def diverged(config: Config, line: metrics.Line) -> str:
+    """Name the step and the batch at which the loss ceased to be a number."""
+    return (
+        f"step {line['step']} gave loss {line['loss']} and gradient norm {line['gradient_norm']} on batch "
+        f"{line['step'] - 1} of {config.data.path} (rows {config.rows}, seed {config.seed}); the state before it is "
+        f"saved in {config.out}: lower optimizer.lr or optimizer.clip, or look at that batch"
+    )
+
+
+def summarise(config: Config, vocabulary: Vocabulary, out: Path) -> Summary:
+    """Read a finished run's diary."""
+    lines = metrics.read(out / METRICS)
+    steps = [line for line in lines if "loss" in line]
+    held_out = [line["held_out_loss"] for line in lines if "held_out_loss" in line]
+    tenth = max(1, len(steps) // 10)
+    return Summary(
+        steps=config.steps,
+        parameters=model.size(config.model, vocabulary),
+        first_loss=fmean(line["loss"] for line in steps[:tenth]),
+        last_loss=fmean(line["loss"] for line in steps[-tenth:]),
+        held_out_loss=held_out[-1] if held_out else None,
+        tokens_per_second=median(line["tokens_per_second"] for line in steps),
+        metrics=out / METRICS,
+        curve=out / CURVE,
+    )

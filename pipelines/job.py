@@ -1,0 +1,101 @@
+"""What every job is, whatever engine runs it: units, those still to be done, and the data set they make."""
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from ..errors import UserError
+from ..packing.ledger import check_failures
+from ..packing.manifest import MANIFEST, Summary, sweep, write_index, write_manifest
+from ..packing.report import REJECTS, SHARDS, UNITS, Report, finished_units, read_report, report_name
+from ..packing.storage import Folder
+from .units import Unit
+
+
+class Job(Protocol):
+    """A job turns units into committed shards of one data set.
+
+    It is small, can be sent to a worker, and each method gives the same answer on every machine.
+    """
+
+    @property
+    def folder(self) -> Folder:
+        """Where the data set is."""
+        ...
+
+    def parts(self) -> list[str]:
+        """Name the independent lists of units, for example one a source."""
+        ...
+
+    def units(self, part: str) -> Iterator[Unit]:
+        """List the units of a part, in the order of their names."""
+        ...
+
+    def agrees(self, unit: Unit, report: Report) -> bool:
+        """Do the rows of a finished unit with the right key still agree with the recipe?"""
+        ...
+
+    def run(self, unit: Unit) -> None:
+        """Read a unit, write its shard and commit it."""
+        ...
+
+
+def pending(job: Job, part: str) -> Iterator[Unit]:
+    """Yield the units of a part that have no report, or a stale one."""
+    return (unit for unit in job.units(part) if not is_done(job, unit))
+
+
+def is_done(job: Job, unit: Unit) -> bool:
+    """Is there a report of this unit, with its key, that agrees with the recipe?"""
+    report = read_report(job.folder, unit.name)
+    return report is not None and report.key == unit.key and job.agrees(unit, report)
+
+
+def run_in_memory(job: Job) -> None:
+    """Do all that is to be done, in this process and without an engine: what every engine must equal."""
+    prepare(job)
+    for part in job.parts():
+        for unit in pending(job, part):
+            job.run(unit)
+
+
+def prepare(job: Job) -> None:
+    """Make the folders. A manifest that may become untrue is taken away first by `reopen`."""
+    job.folder.make(UNITS, SHARDS, REJECTS)
+
+
+def reopen(job: Job) -> None:
+    """Say that the data set is no longer complete."""
+    job.folder.remove(MANIFEST)
+
+
+def finish(job: Job, described: dict[str, Any], failure_limit: float) -> dict[str, Any]:
+    """Check that every unit is done, index the shards, sweep, and write the manifest.
+
+    Raises:
+      UserError: if a unit has no report, or more records failed than the limit allows.
+    """
+    remove_strays(job)
+    summary: Summary = write_index(job.folder, _reports(job))
+    check_failures(summary.ledger, failure_limit)
+    sweep(job.folder)
+    return write_manifest(job.folder, summary, described)
+
+
+def _reports(job: Job) -> Iterator[Report]:
+    for part in job.parts():
+        for unit in job.units(part):
+            report = read_report(job.folder, unit.name)
+            if report is None or report.key != unit.key:
+                raise UserError(
+                    f"unit {unit.name} of {job.folder.url} is not done, or its input changed while the job ran: "
+                    "call the same command again; finished units are kept"
+                )
+            yield report
+
+
+def remove_strays(job: Job) -> None:
+    """Remove the reports of units that no longer exist, for example of files that were taken away."""
+    expected = {unit.name for part in job.parts() for unit in job.units(part)}
+    for name in finished_units(job.folder):
+        if name not in expected:
+            job.folder.remove(report_name(name))

@@ -1,0 +1,199 @@
+"""The pack job: runs of example shards become shards of packed sequences."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from .. import __version__
+from ..packing.binpack import plan
+from ..packing.dataset import Dataset
+from ..packing.example import TEXT, Example, clip_spans
+from ..packing.ledger import DROPPED, KEPT
+from ..packing.report import Reject, Report, UnitWriter, report_name
+from ..packing.row import decode_runs, sequence_row
+from ..packing.shard import Batch, Kind, Shard
+from ..packing.storage import Folder
+from ..recipe import PackSection
+from .duplicates import SCHEMA, of_units, read
+from .units import Part, Unit, digest, fraction
+
+LEAST_TOKENS, MOST_TOKENS = 2**24, 2**27  # of a unit; fewer would leave more sequences half empty at unit ends
+PER_UNIT = 1024  # sequences: what one half-empty one costs stays below 0.1 %
+
+
+@lru_cache(maxsize=4)
+def _dataset(url: str, root: str) -> Dataset:
+    return Dataset(url)
+
+
+@lru_cache(maxsize=4)
+def _duplicates(url: str, key: str) -> pa.Table:
+    return read(Folder(url))
+
+
+@dataclass(frozen=True)
+class PackJob:
+    """Pack the examples under `examples` into sequences under `url`.
+
+    Attributes:
+      root: the examples' root, so that a worker never takes a stale index for the present one.
+      duplicates: digest of the list of duplicates to drop, or "" for none.
+      section, seed, eval: length, sources and split, as in the recipe.
+    """
+
+    examples: str
+    root: str
+    url: str
+    section: PackSection
+    duplicates: str = ""
+    seed: int = 0
+    eval: float = 0.0
+
+    @property
+    def folder(self) -> Folder:
+        return Folder(self.url)
+
+    @property
+    def dataset(self) -> Dataset:
+        return _dataset(self.examples, self.root)
+
+    def parts(self) -> list[str]:
+        return ["pack"]
+
+    def units(self, part: str) -> Iterator[Unit]:
+        vocabulary = self.dataset.vocabulary.fingerprint
+        split = (self.section.split, self.seed, self.eval) if self.section.split != "all" else "all"
+        facts = digest(self.section.length, split, vocabulary, __version__)
+        for number, parts in enumerate(self._runs()):
+            dropped = self._dropped([p.id for p in parts]).select(["unit", "row"]).to_pylist()
+            yield Unit(f"pack-{number:07d}", "pack", parts, digest(facts, [p.version for p in parts], dropped))
+
+    def _runs(self) -> Iterator[tuple[Part, ...]]:
+        most = min(max(PER_UNIT * self.section.length, LEAST_TOKENS), MOST_TOKENS)
+        run: list[Part] = []
+        for row in self.dataset.index.to_pylist():
+            if self.section.sources and row["source"] not in self.section.sources:
+                continue
+            if run and sum(p.size for p in run) >= most:
+                yield tuple(run)
+                run = []
+            run.append(Part(row["unit"], row["path"], 0, row["rows"], row["tokens"], row["content"]))
+        if run:
+            yield tuple(run)
+
+    def _dropped(self, units: list[str]) -> pa.Table:
+        table = _duplicates(self.examples, self.duplicates) if self.duplicates else SCHEMA.empty_table()
+        return of_units(table, units)
+
+    def agrees(self, unit: Unit, report: Report) -> bool:
+        return True
+
+    def run(self, unit: Unit) -> None:
+        stale = self.folder.read(report_name(unit.name))
+        kind = Kind("sequences", self.section.length)
+        with UnitWriter(self.folder, unit.name, self.dataset.vocabulary, kind) as writer:
+            pieces = self._choose(unit, writer)
+            lengths = pieces.high - pieces.low
+            packed = plan(lengths, self.section.length)
+            for low, high in zip(packed.offsets[:-1], packed.offsets[1:], strict=True):
+                examples = [pieces.example(i) for i in packed.order[low:high]]
+                writer.add(sequence_row(examples, self.section.length, self.dataset.vocabulary))
+            writer.ledger.tokens_dropped = writer.ledger.tokens_read - int(lengths.sum())
+            writer.commit(unit.source, unit.key, stale=stale)
+
+    def _choose(self, unit: Unit, writer: UnitWriter) -> "Pieces":
+        """Decide on every example of a unit, count it, and cut what is too long and may be cut."""
+        dropped = self._dropped([p.id for p in unit.parts])
+        pieces = PieceList()
+        for part in unit.parts:
+            mine = of_units(dropped, [part.id])
+            duplicates = dict(zip(mine.column("row").to_pylist(), mine.to_pylist(), strict=True))
+            first = 0
+            for batch in Shard(Folder(self.examples), part.url).batches():
+                writer.ledger.tokens_read += int(batch.column("length").sum())
+                verdicts = [self._judge(batch, i, duplicates.get(first + i)) for i in range(batch.rows)]
+                _count(verdicts, batch, first, part, writer)
+                kept = np.array([not reason for reason, _ in verdicts])
+                pieces.add(batch, np.flatnonzero(kept), self.section.length)
+                first += batch.rows
+        return pieces.close()
+
+    def _judge(self, batch: Batch, i: int, duplicate: dict[str, str] | None) -> tuple[str, str]:
+        """Say why no sequence takes an example: a reason and the details, or twice ""."""
+        if duplicate:
+            return f"{duplicate['kind']} duplicate", f"of {duplicate['of_source']} {duplicate['of_record']}"
+        length = batch.column("length")[i]
+        if length > self.section.length and batch.strings("task")[i].as_py() != TEXT:
+            return "longer than the sequence", f"{length} tokens"
+        if self.section.split != "all":
+            names = batch.strings("source")[i].as_py(), batch.strings("record")[i].as_py()
+            if in_eval(self.seed, self.eval, *names) != (self.section.split == "eval"):
+                return "other side of the split", f"split is {self.section.split}"
+        return "", ""
+
+
+def _count(verdicts: list[tuple[str, str]], batch: Batch, first: int, part: Part, writer: UnitWriter) -> None:
+    sources, records = batch.strings("source"), batch.strings("record")
+    for i, (reason, detail) in enumerate(verdicts):
+        if reason:
+            where = f"{part.url} row {first + i}"
+            writer.reject(Reject(sources[i].as_py(), records[i].as_py(), "pack", DROPPED, reason, detail, where))
+        else:
+            writer.ledger.count(KEPT)
+
+
+def in_eval(seed: int, share: float, source: str, record: str) -> bool:
+    """Is a record on the eval side of the split? Its windows, wherever they are, all are."""
+    return fraction(seed, "eval", source, record) < share
+
+
+class Pieces(NamedTuple):
+    """Token ranges of examples, columns of one array each: what bin packing places."""
+
+    batches: list[Batch]
+    batch: np.ndarray
+    row: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+    def example(self, i: int) -> Example:
+        """Read one piece as an example of its own."""
+        batch, number = self.batches[self.batch[i]], int(self.row[i])
+        low, high = int(self.low[i]), int(self.high[i])
+        row = batch.row(number)
+        segment = row.segments[0]
+        trained = decode_runs(row.trained, low, high)
+        trained[:1] = False
+        spans = clip_spans(segment.spans, low, high)
+        return Example(
+            row.tokens[low:high], trained, segment.task, segment.source, segment.record, segment.start + low, spans
+        )
+
+
+class PieceList:
+    """Gather pieces batch by batch."""
+
+    def __init__(self) -> None:
+        self._batches: list[Batch] = []
+        self._columns: list[np.ndarray] = [np.empty((4, 0), np.int64)]
+
+    def add(self, batch: Batch, rows: np.ndarray, length: int) -> None:
+        """Take whole examples, those longer than `length` in consecutive windows.
+
+        A remainder of one token could train nothing: it is left out, and thereby counted as dropped.
+        """
+        sizes = batch.column("length")[rows].astype(np.int64)
+        counts = np.maximum(1, (sizes + length - 2) // length)
+        owner = np.repeat(np.arange(len(rows)), counts)
+        low = (np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)) * length
+        high = np.minimum(low + length, sizes[owner])
+        number = np.full(len(owner), len(self._batches))
+        self._batches.append(batch)
+        self._columns.append(np.stack((number, rows[owner], low, high)))
+
+    def close(self) -> Pieces:
+        return Pieces(self._batches, *np.concatenate(self._columns, axis=1))

@@ -1,0 +1,130 @@
+"""Typed YAML files: load one, change values by key, and say in one sentence what is wrong with it."""
+
+import difflib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .errors import UserError
+
+
+class Section(BaseModel):
+    """A part of a typed file: unknown keys and wrong types are refused, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file that holds one mapping.
+
+    Raises:
+      UserError: if it is missing, no YAML, or holds something else.
+    """
+    try:
+        data = yaml.safe_load(Path(path).read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: name a YAML file, for example one of recipes/") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is no readable YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path} holds {type(data).__name__} where a mapping of keys is needed")
+    return data
+
+
+def set_values(data: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """Apply `key.path=value` assignments, values in YAML; a part may name a list's entry by number or `name`.
+
+    Raises:
+      UserError: if an assignment has no `=`, or leads through something that has no keys.
+    """
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise UserError(f"--set {assignment}: write KEY=VALUE, for example --set limits.failed=0.1")
+        *parents, last = key.split(".")
+        place: Any = data
+        for part in parents:
+            place = _step(place, part, key)
+        if isinstance(place, list):
+            place[_position(place, last, key)] = yaml.safe_load(value)
+        else:
+            place[last] = yaml.safe_load(value)
+    return data
+
+
+def _step(place: Any, part: str, key: str) -> Any:
+    if isinstance(place, list):
+        return place[_position(place, part, key)]
+    child = place.setdefault(part, {})
+    if not isinstance(child, dict | list):
+        raise UserError(f"--set {key}: {part} is {child!r} and has no keys inside")
+    return child
+
+
+def _position(entries: list[Any], part: str, key: str) -> int:
+    names = [e.get("name") if isinstance(e, dict) else None for e in entries]
+    if part in names:
+        return names.index(part)
+    if part.isdecimal() and int(part) < len(entries):
+        return int(part)
+    known = [n for n in names if n] or list(range(len(entries)))
+    raise UserError(f"--set {key}: there is no {part}; choose one of {', '.join(map(str, known))}")
+
+
+def validate(model: type[Model], data: dict[str, Any], where: str) -> Model:
+    """Check plain data against a model.
+
+    Args:
+      where: the file's name, for the message.
+
+    Raises:
+      UserError: names the first wrong key, what was found and what is allowed.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_sentence(model, error.errors()[0])}") from None
+
+
+def _sentence(model: type[BaseModel], error: Any) -> str:
+    path = [str(part) for part in error["loc"] if not str(part).startswith("function-")]
+    key = ".".join(path)
+    if error["type"] == "extra_forbidden":
+        allowed = _fields_at(model, path[:-1])
+        near = difflib.get_close_matches(path[-1], allowed, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"unknown key {key}; allowed here: {', '.join(sorted(allowed))}{hint}"
+    if error["type"] == "missing":
+        return f"the key {key} is missing: add it"
+    problem = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"{key}: {problem}" if key else problem
+    return f"{key}: found {_short(error['input'])}; {problem[0].lower()}{problem[1:]}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 80 else text[:77] + "…"
+
+
+def _fields_at(model: Any, path: list[str]) -> list[str]:
+    """Find the keys allowed at a path by walking the model's annotations."""
+    found = [model]
+    for part in path:
+        nested = [f.annotation for m in found if (f := m.model_fields.get(part)) is not None]
+        if nested:
+            found = [leaf for annotation in nested for leaf in _models(annotation)]
+    return [name for m in found for name in m.model_fields]
+
+
+def _models(annotation: Any) -> list[Any]:
+    from typing import get_args
+
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in _models(inner)]

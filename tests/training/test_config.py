@@ -1,0 +1,99 @@
+"""Configs: what is filled in, and what every fault is told in."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from worldloom.errors import UserError
+from worldloom.packing.weights import Rule
+from worldloom.training.config import PRESETS, Model, load, parse
+
+LEAST = {"data": {"path": "packed"}, "out": "run", "steps": 100, "rows": 4}
+
+
+def test_the_least_config_has_every_default():
+    config = parse(LEAST)
+    assert (config.model, config.accumulation, config.seed) == (Model.model_validate("tiny"), 1, 0)
+    assert config.data.weights is None and config.evaluation is None
+    assert (config.optimizer.betas, config.optimizer.clip, config.optimizer.weight_decay) == ((0.9, 0.95), 1.0, 0.1)
+
+
+def test_a_preset_by_name_or_with_numbers_replaced():
+    assert parse(LEAST | {"model": "debug"}).model.width == PRESETS["debug"]["width"]
+    model = parse(LEAST | {"model": {"preset": "debug", "layers": 7, "theta": 5e7}}).model
+    assert (model.layers, model.theta, model.width) == (7, 5e7, PRESETS["debug"]["width"])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_valid(preset):
+    assert Model.model_validate(preset).preset == preset
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"rowz": 4}, ["unknown key 'rowz'", "rows", "accumulation"]),
+        ({"optimizer": {"learning_rate": 1}}, ["unknown key 'optimizer.learning_rate'", "min_lr", "warmup"]),
+        ({"evaluation": {"path": "x", "often": 1}}, ["unknown key 'evaluation.often'", "every", "batches"]),
+        ({"steps": None}, ["'steps'", "integer", "None"]),
+        ({"steps": 0}, ["'steps'", "greater than or equal to 1", "found 0"]),
+        ({"rows": "many"}, ["'rows'", "integer", "'many'"]),
+        ({"data": {}}, ["'data.path' is missing"]),
+        ({"data": {"path": "x", "weights": "lmw"}}, ["'data.weights'", "'lwm', 'example' or 'token'", "'lmw'"]),
+        ({"model": "huge"}, ["'model.preset'", "'debug', 'tiny' or 'small'", "'huge'"]),
+        ({"model": {"width": 50}}, ["'model'", "width 50", "heads"]),
+        ({"model": {"heads": 6, "kv_heads": 4}}, ["'model'", "kv_heads 4 must divide", "6"]),
+        ({"model": {"dtype": "float16"}}, ["'model.dtype'", "'float32' or 'bfloat16'", "'float16'"]),
+        ({"optimizer": {"min_lr": 1}}, ["'optimizer'", "min_lr 1.0", "lr"]),
+        ({"optimizer": {"betas": [0.9]}}, ["'optimizer.betas", "missing"]),
+        ({"optimizer": {"schedule": "linear"}}, ["'optimizer.schedule'", "'cosine' or 'constant'", "'linear'"]),
+        ({"accumulation": 3}, ["accumulation 3 must divide rows, which is 4"]),
+        ({"optimizer": {"warmup": 100}}, ["optimizer.warmup 100 must be below steps, which is 100"]),
+        ({"out": "gs://bucket/run"}, ["'out'", "local directory"]),
+        ({"steps": 0, "rows": 0}, ["'steps'", "'rows'"]),
+    ],
+)
+def test_faults_name_the_key_what_was_found_and_what_is_allowed(change, words):
+    with pytest.raises(UserError) as caught:
+        parse(LEAST | change)
+    text = str(caught.value)
+    assert all(word in text for word in words), text
+    assert "\n" not in text and "pydantic" not in text
+
+
+def test_load_takes_paths_from_the_configs_folder(tmp_path: Path):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(LEAST | {"evaluation": {"path": "gs://bucket/held-out"}}))
+    config = load(path)
+    assert config.data.path == str(tmp_path / "packed")
+    assert config.out == str(tmp_path / "run")
+    assert config.evaluation and config.evaluation.path == "gs://bucket/held-out"
+
+
+def test_load_reads_rates_as_people_write_them(tmp_path: Path):
+    """YAML takes 1e-4, without a point, for text."""
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(LEAST) + "optimizer: {lr: 1e-4}\ndata: {path: x, weights: token}\n")
+    assert load(path).optimizer.lr == 1e-4
+    assert load(path).data.weights is Rule.TOKEN
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "cannot read the config .*: No such file"),
+        ("a: [1", "is not YAML: .*line 1"),
+        ("- a", "must be a mapping of keys, found \\['a'\\]"),
+        ("", "must be a mapping of keys, found None"),
+        ("steps: x", "run.yaml: .*'data' is missing"),
+    ],
+)
+def test_load_says_what_is_wrong_with_a_file(tmp_path: Path, text, words):
+    path = tmp_path / "run.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load(path)
+    assert re.search(words, str(caught.value)), str(caught.value)
+    assert "\n" not in str(caught.value)
