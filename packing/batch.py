@@ -11,6 +11,7 @@ from .shard import Batch as Rows
 from .weights import Rule, segment_weights
 
 ONE = np.ones(1, np.int32)
+LONG = 4096  # mean length from which filling slice by slice is faster than repeating and copying
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +20,7 @@ class Batch:
 
     Attributes:
       tokens, targets: int32 `[B, L]`; the target of a segment's last token and of padding is 0.
-      positions: int32 `[B, L]`, from 0 in each segment.
+      positions: int32 `[B, L]`, from 0 in each segment, and in the padding.
       segments: int32 `[B, L]`, 1, 2, … in each row; 0 is padding.
       weights: float32 `[B, L]`, what the loss at each target counts; 0 where nothing is trained.
       examples: number of segments of the whole step, over all hosts.
@@ -99,18 +100,20 @@ def make_batch(
     """
     table = table or read_table(places)
     shape = (len(places), length)
-    tokens = np.empty(shape, np.int32)
-    np.concatenate([rows.row_tokens(i) for rows, i in places], out=tokens.reshape(-1))
+    flat = np.empty((5, len(places) * length), np.int32)  # one piece of memory, which malloc can use again
+    tokens, targets, positions, segments, bits = flat
+    weights = bits.view(np.float32)
+    np.concatenate([rows.row_tokens(i) for rows, i in places], out=tokens)
     lengths, numbers, starts = _layout(table, length)
-    positions = np.arange(tokens.size, dtype=np.int32)
-    positions -= np.repeat(starts, lengths)
-    targets = np.empty(shape, np.int32)
-    targets[:, :-1] = tokens[:, 1:]
-    targets.reshape(-1)[starts[1:] - 1] = 0
-    targets[:, -1] = 0
-    weights = _weights(places, table, starts[numbers > 0], targets, vocabulary, rule)
-    ids = np.repeat(numbers, lengths)
-    return Batch(tokens, targets, positions.reshape(shape), ids.reshape(shape), weights, examples)
+    targets[:-1] = tokens[1:]
+    targets[starts[1:] - 1] = 0
+    targets[-1] = 0
+    _spread(numbers, lengths, segments)
+    _spread(-(starts % length), lengths, positions)
+    positions.reshape(shape)[:] += np.arange(length, dtype=np.int32)
+    _weigh(weights, places, table, starts[numbers > 0], targets, vocabulary, rule)
+    arrays = (tokens, targets, positions, segments, weights)
+    return Batch(*(array.reshape(shape) for array in arrays), examples)
 
 
 def _layout(table: Table, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -130,15 +133,16 @@ def _layout(table: Table, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return lengths, numbers, (np.cumsum(lengths) - lengths).astype(np.int32)
 
 
-def _weights(
+def _weigh(
+    weights: np.ndarray,
     places: Sequence[Place],
     table: Table,
     starts: np.ndarray,
     targets: np.ndarray,
     vocabulary: Vocabulary,
     rule: Rule,
-) -> np.ndarray:
-    """Weigh each target.
+) -> None:
+    """Write the weight of each target.
 
     A segment's first token is never trained, so a trained run never leaves its segment and one weight a
     run is enough.
@@ -149,11 +153,20 @@ def _weights(
     runs, trained = _shifted_runs(places)
     segment = np.searchsorted(starts, np.cumsum(runs) - runs, side="right") - 1
     text, vision = segment_weights(rule, table.trained_text, table.trained_vision, vocabulary)
-    weights = np.repeat(np.where(trained, text[segment], 0), runs)
+    _spread(np.where(trained, text[segment], 0), runs, weights)
     if table.trained_vision.any():
         of_vision = np.repeat(np.where(trained, vision[segment], 0), runs)
-        weights = np.where(vocabulary.is_vision(targets.reshape(-1)), of_vision, weights)
-    return weights.reshape(targets.shape)
+        np.copyto(weights, of_vision, where=vocabulary.is_vision(targets))
+
+
+def _spread(values: np.ndarray, lengths: np.ndarray, out: np.ndarray) -> None:
+    """Write each value as often as its length says: `np.repeat` into memory that is there."""
+    if len(out) < LONG * len(values):
+        out[:] = np.repeat(values, lengths)
+        return
+    ends = np.cumsum(lengths).tolist()
+    for value, low, high in zip(values.tolist(), [0, *ends], ends, strict=False):
+        out[low:high] = value
 
 
 def _shifted_runs(places: Sequence[Place]) -> tuple[np.ndarray, np.ndarray]:

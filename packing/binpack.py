@@ -66,8 +66,9 @@ def plan(lengths: Ints, capacity: int) -> Plan:
 def lower_bound(lengths: Ints, capacity: int) -> int:
     """Return a number of bins that no plan can go below.
 
-    Takes what `plan` takes. It is the largest of three bounds: the total; the number of items of at least some length
-    over how many of those fit in a bin; and Martello and Toth's L2 (Discrete Applied Mathematics 28, 1990).
+    Takes what `plan` takes. It is the larger of two bounds, each the best over all lengths: the number of items of at
+    least that length over how many of those fit in a bin; and Martello and Toth's L2 (Discrete Applied Mathematics 28,
+    1990), which is never below the total over the capacity.
     """
     return _bound(*_histogram(np.sort(_checked(lengths, capacity))), capacity)
 
@@ -116,14 +117,14 @@ def _bound(sizes: Ints, counts: Ints, capacity: int) -> int:
     part = (total[:-1] + capacity - total[end]) // np.append(sizes, capacity + 1)[end]
     part[end == len(sizes)] = 0
     by_number = -((items[:-1] - items[-1]) // (items[end] - items[:-1] + part))
-    # L2 for each shortest length that counts, the last one leaving only items above half a bin.
+    # L2 for each shortest length up to half a bin that counts, and for none: what is too long to go with it is alone,
+    # and it goes into the room beside the others above half a bin, or into new bins. This is never below the total.
     half = int(np.searchsorted(sizes, capacity // 2, side="right"))
-    shortest = np.append(sizes[:half], capacity // 2 + 1)
-    alone = np.maximum(np.searchsorted(sizes, capacity - shortest, side="right"), half)
+    alone = np.append(np.searchsorted(sizes, capacity - sizes[:half], side="right"), half)
     spare = (items[alone] - items[half]) * capacity - (total[alone] - total[half])
     rest = -((total[: half + 1] - total[half] + spare) // capacity)
     l2 = items[-1] - items[half] + np.maximum(rest, 0)
-    return int(max(-(-total[-1] // capacity), by_number.max(), l2.max()))
+    return int(max(by_number.max(), l2.max()))
 
 
 def _best_patterns(sizes: Ints, counts: Ints, capacity: int) -> Patterns:
@@ -205,7 +206,7 @@ def _fill(stock: _Stock, pattern: Pattern, room: int) -> tuple[Pattern, int]:
 
 
 def _exchange(stock: _Stock, pattern: Pattern, room: int, exchanged: int) -> Pattern:
-    """Put `exchanged + 1` items of even sizes for the last `exchanged`, if that fills more of the bin."""
+    """Put up to `exchanged + 1` items of even sizes for the last `exchanged`, if that fills more of the bin."""
     if sum(pattern.values()) <= exchanged:
         return pattern
     kept = Counter([c for c, n in pattern.items() for _ in range(n)][:-exchanged])
@@ -214,9 +215,10 @@ def _exchange(stock: _Stock, pattern: Pattern, room: int, exchanged: int) -> Pat
         c = stock.largest(space // share, len(stock.left))
         while c and kept[c] == stock.left[c]:
             c = stock.largest(space // share, c)
-        kept[c] += 1
-        space -= stock.sizes[c]
-    return dict(kept) if kept[0] == 0 and space < room else pattern
+        if c:
+            kept[c] += 1
+            space -= stock.sizes[c]
+    return dict(kept) if space < room else pattern
 
 
 def _cutting_stock(sizes: Ints, counts: Ints, capacity: int, bound: int) -> Patterns:

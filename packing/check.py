@@ -187,13 +187,11 @@ def _segment_texts(rows: Sequence[tuple[Segment, ...]]) -> list[bytes]:
 
 
 def _count_tasks(batch: Batch) -> dict[str, np.ndarray]:
+    tasks = batch.strings("task").dictionary_encode()
+    numbers = tasks.indices.to_numpy()
     trained = batch.column("trained_text").astype(np.int64) + batch.column("trained_vision")
-    table = pa.table({"task": batch.strings("task"), "tokens": batch.column("length"), "trained": trained})
-    counted = table.group_by("task", use_threads=False).aggregate(
-        [("tokens", "count"), ("tokens", "sum"), ("trained", "sum")]
-    )
-    columns = [counted.column(name).to_pylist() for name in ("tokens_count", "tokens_sum", "trained_sum")]
-    return dict(zip(counted.column("task").to_pylist(), np.array(columns).T, strict=True))
+    counts = [np.bincount(numbers, values) for values in (None, batch.column("length"), trained)]
+    return dict(zip(tasks.dictionary.to_pylist(), np.array(counts, np.int64).T, strict=True))
 
 
 def _check_rows(reading: Reading, claim: Claim) -> list[Finding]:
@@ -323,7 +321,7 @@ def _broken_tokens(batch: Batch, vocabulary: Vocabulary) -> list[tuple[int, str]
     vision = runs.vision(tokens, starts, vocabulary) if vocabulary.codes else np.zeros_like(trained)
     miscounted = (trained - vision != batch.column("trained_text")) | (vision != batch.column("trained_vision"))
     first = runs.before(starts + 1) > runs.before(starts)
-    found = _say(_mark(owner[miscounted], batch.rows), "has a segment whose counts of trained tokens are not its flags'")
+    found = _say(_mark(owner[miscounted], batch.rows), "has a segment that counts other trained tokens than it has")
     found += _say(_mark(owner[first], batch.rows), "trains the first token of a segment, which has no predictor")
     found += _say(runs.before(rows[1:]) > runs.before(rows[:-1] + used), "trains padding")
     found += _say(_padded_wrongly(tokens, rows, used), "has padding other than id 0")

@@ -1,5 +1,6 @@
 """A finished directory of shards, open for reading."""
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from functools import cached_property
 from threading import Lock
@@ -90,7 +91,8 @@ class Dataset:
         """
         if not 0 <= row < self.rows:
             raise IndexError(f"row {row} of {self.rows}")
-        return self.places(np.array([row]))[0]
+        number = bisect_right(self.starts, row) - 1
+        return Place(*self.shard(number).locate(row - int(self.starts[number])))
 
     def places(self, rows: np.ndarray, tokens: bool = True) -> list[Place]:
         """Find sequences by number, integers `[n]` in `[0, self.rows)`; without `tokens` their segments alone."""
@@ -98,6 +100,11 @@ class Dataset:
         inside = rows - self.starts[shards]
         numbered = zip(shards.tolist(), inside.tolist(), strict=True)
         return [Place(*self.shard(number).locate(row, tokens)) for number, row in numbered]
+
+    def tokens(self, row: int) -> np.ndarray:
+        """View the tokens of one sequence, padding included: the vocabulary's dtype, `[length]`."""
+        place = self.place(row)
+        return place.rows.row_tokens(place.number)
 
     def row(self, row: int) -> Row:
         """Read one sequence in full."""

@@ -9,12 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import UserError
+from .card import data_card
 from .ledger import Ledger
 from .report import REJECTS, SHARDS, UNITS, Report
 from .shard import FORMAT, HashingFile
 from .storage import TEMPORARY, Folder
 
-MANIFEST, INDEX = "manifest.json", "index.parquet"
+MANIFEST, INDEX, CARD = "manifest.json", "index.parquet", "README.md"
 INDEX_SCHEMA = pa.schema(
     [
         ("unit", pa.string()),
@@ -95,7 +96,7 @@ def _groups(items: Iterable[Report], size: int) -> Iterator[list[Report]]:
 
 
 def write_manifest(folder: Folder, summary: Summary, described: dict[str, Any]) -> dict[str, Any]:
-    """Write the manifest, which says that the data set is complete.
+    """Write the data card, then the manifest, which says that the data set is complete.
 
     Args:
       described: what the builder knows: kind, length, vocabulary, weights, versions, licences, …
@@ -111,6 +112,7 @@ def write_manifest(folder: Folder, summary: Summary, described: dict[str, Any]) 
         "ledger": summary.ledger.to_json(),
         "sources": {name: ledger.to_json() for name, ledger in summary.sources.items()},
     }
+    folder.overwrite(CARD, data_card(manifest).encode())
     folder.overwrite(MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
     return manifest
 

@@ -283,7 +283,7 @@ class Batch:
 
     def segments(self) -> list[tuple[Segment, ...]]:
         """Read the segments of every row."""
-        columns = [self._segments.field(name).to_pylist() for name in Segment._fields[:-1]]
+        columns = [_listed(self._segments.field(name)) for name in Segment._fields[:-1]]
         flat = list(map(Segment, *columns, _read_spans(self._segments.field("spans"))))
         return [tuple(flat[low:high]) for low, high in pairwise(self.segment_offsets.tolist())]
 
@@ -377,9 +377,13 @@ def _segment(fields: dict[str, Any]) -> Segment:
 
 
 def _read_spans(column: pa.ListArray) -> Iterator[tuple[Span, ...]]:
-    spans = list(map(Span, *(column.values.field(name).to_pylist() for name in Span._fields)))
+    spans = list(map(Span, *(_listed(column.values.field(name)) for name in Span._fields)))
     offsets = _numpy(column.offsets).tolist()
     return (tuple(spans[low:high]) for low, high in pairwise(offsets))
+
+
+def _listed(column: pa.Array) -> list[Any]:
+    return column.to_pylist() if pa.types.is_string(column.type) else _numpy(column).tolist()
 
 
 def _views(column: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:

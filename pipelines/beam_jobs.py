@@ -1,34 +1,41 @@
 """Beam: the glue that runs a job's units, and finds duplicates, on any runner. No logic lives here."""
 
 import logging
+import os
+import shlex
+import sys
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from ..packing.report import read_report
 from . import duplicates as found
 from .duplicates import Duplicate, Member
 from .job import Job, is_done, pending
-from .local_worker import end_with_submitter
 from .tokenize import TokenizeJob
 from .units import Unit
 
 NAMESPACE = "worldloom"
 
 
-def options(flags: list[str], workers: int) -> PipelineOptions:
-    """Return Beam's options: the user's flags, and where they name no runner the in-memory one.
+def pipeline(flags: list[str], workers: int) -> beam.Pipeline:
+    """Return an empty pipeline for the user's flags; where they name no runner, for Beam's in-memory one.
 
-    Several workers are processes of the in-memory runner; small messages only pass through it.
+    Several workers are processes that it starts; small messages only pass through it.
     """
     if any(flag.startswith("--runner") for flag in flags):
-        return PipelineOptions(flags)
-    local = ["--runner=FnApiRunner"]
-    if workers > 1:
-        local += ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
-    return PipelineOptions([*local, *flags])
+        return beam.Pipeline(options=PipelineOptions(flags))
+    logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    if workers == 1:
+        return beam.Pipeline(FnApiRunner(), PipelineOptions(flags))
+    command = f"{shlex.quote(sys.executable)} -m worldloom.pipelines.local_worker {os.getpid()}"
+    runner = FnApiRunner(default_environment=SubprocessSDKEnvironment.from_command_string(command))
+    return beam.Pipeline(runner, PipelineOptions([f"--direct_num_workers={workers}", *flags]))
 
 
 class ListUnits(beam.DoFn):
@@ -44,11 +51,8 @@ class ListUnits(beam.DoFn):
 class RunUnit(beam.DoFn):
     """Do a unit, and count what came of it."""
 
-    def __init__(self, job: Job, submitter: int | None):
-        self._job, self._submitter = job, submitter
-
-    def setup(self) -> None:
-        end_with_submitter(self._submitter)
+    def __init__(self, job: Job):
+        self._job = job
 
     def process(self, unit: Unit) -> Iterator[str]:
         if not is_done(self._job, unit):
@@ -63,19 +67,15 @@ class RunUnit(beam.DoFn):
         yield unit.name
 
 
-def run_job(job: Job, flags: PipelineOptions, submitter: int | None = None) -> None:
-    """Do all units of a job that are to be done. One element a part goes in, one name a unit comes out.
-
-    Args:
-      submitter: process id of the caller, where workers are processes of this machine that must end with it.
-    """
-    with beam.Pipeline(options=flags) as pipeline:
+def run_job(job: Job, flags: list[str], workers: int) -> None:
+    """Do all units of a job that are to be done. One element a part goes in, one name a unit comes out."""
+    with pipeline(flags, workers) as p:
         _ = (
-            pipeline
+            p
             | "Parts" >> beam.Create(job.parts(), reshuffle=False)
             | "ListUnits" >> beam.ParDo(ListUnits(job))
             | "Spread" >> beam.Reshuffle()
-            | "RunUnits" >> beam.ParDo(RunUnit(job, submitter))
+            | "RunUnits" >> beam.ParDo(RunUnit(job))
         )
 
 
@@ -98,13 +98,13 @@ class Hashes(beam.DoFn):
     def __init__(self, job: TokenizeJob):
         self._job = job
 
-    def process(self, shard: tuple[str, str]) -> Iterator[tuple[bytes, tuple[str, str, str, int]]]:
+    def process(self, shard: tuple[str, str]) -> Iterator[tuple[bytes, tuple[Any, ...]]]:
         near = self._job.recipe.duplicates == "near"
         for key, member in found.hashes(self._job.folder, *shard, near):
             yield key, tuple(member)
 
 
-def losers(group: tuple[bytes, Iterable[tuple[str, str, str, int]]]) -> Iterator[tuple[int, Duplicate]]:
+def losers(group: tuple[bytes, Iterable[tuple[Any, ...]]]) -> Iterator[tuple[int, tuple[Any, ...]]]:
     """Yield all of a group but the survivor, under one key."""
     key, members = group
     for duplicate in found.losers(key, [Member(*m) for m in members]):
@@ -117,16 +117,16 @@ class WriteDuplicates(beam.DoFn):
     def __init__(self, job: TokenizeJob, key: str):
         self._job, self._key = job, key
 
-    def process(self, group: tuple[int, Iterable[tuple]]) -> None:
+    def process(self, group: tuple[int, Iterable[tuple[Any, ...]]]) -> None:
         found.write(self._job.folder, found.strongest(Duplicate(*d) for d in group[1]), self._key)
 
 
-def run_duplicates(job: TokenizeJob, flags: PipelineOptions, key: str) -> None:
+def run_duplicates(job: TokenizeJob, flags: list[str], key: str) -> None:
     """Find the duplicates of a finished tokenize job. Only hashes and names are shuffled."""
     found.write(job.folder, [], key="")  # where there are none, no group is written
-    with beam.Pipeline(options=flags) as pipeline:
+    with pipeline(flags, workers=1) as p:
         _ = (
-            pipeline
+            p
             | "Parts" >> beam.Create(job.parts(), reshuffle=False)
             | "ListShards" >> beam.ParDo(ListShards(job))
             | "Spread" >> beam.Reshuffle()
@@ -138,6 +138,3 @@ def run_duplicates(job: TokenizeJob, flags: PipelineOptions, key: str) -> None:
         )
     if found.read_key(job.folder) != key:
         found.write(job.folder, [], key)
-
-
-logging.getLogger("apache_beam").setLevel(logging.ERROR)

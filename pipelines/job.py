@@ -34,6 +34,10 @@ class Job(Protocol):
         """Do the rows of a finished unit with the right key still agree with the recipe?"""
         ...
 
+    def settle(self, report: Report) -> Report:
+        """Bring what a report says of its own validity up to date. Returns the report as it now is."""
+        ...
+
     def run(self, unit: Unit) -> None:
         """Read a unit, write its shard and commit it."""
         ...
@@ -90,7 +94,7 @@ def _reports(job: Job) -> Iterator[Report]:
                     f"unit {unit.name} of {job.folder.url} is not done, or its input changed while the job ran: "
                     "call the same command again; finished units are kept"
                 )
-            yield report
+            yield job.settle(report)
 
 
 def remove_strays(job: Job) -> None:

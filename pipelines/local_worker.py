@@ -1,23 +1,30 @@
-"""Worker processes on the submitter's machine, which must not outlive it."""
+"""A worker process on the submitter's machine: Beam's own, but quiet, and gone when the submitter is.
 
+Started as `python -m worldloom.pipelines.local_worker PID`, with the submitter's process id.
+"""
+
+import logging
 import os
+import signal
+import sys
 import threading
 import time
 
-SECONDS = 0.5
+SECONDS = 0.5  # between two looks at the submitter
 
 
-def end_with_submitter(submitter: int | None) -> None:
-    """End this process soon after the submitting one is gone, so that a kill leaves no writer behind.
+def main() -> None:
+    submitter = int(sys.argv[1])
+    threading.Thread(target=_end_with, args=(submitter,), daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the submitter's to handle
+    logging.disable(logging.WARNING)
+    from apache_beam.runners.worker import sdk_worker_main
 
-    Args:
-      submitter: its process id, or None where workers are on other machines or in the submitting process.
-    """
-    if submitter is not None and submitter != os.getpid():
-        threading.Thread(target=_watch, args=(submitter,), daemon=True).start()
+    sdk_worker_main.main(sys.argv)
 
 
-def _watch(submitter: int) -> None:
+def _end_with(submitter: int) -> None:
+    """End this process at once when the submitter is gone: a kill must leave no writer behind."""
     while _alive(submitter):
         time.sleep(SECONDS)
     os._exit(1)
@@ -31,3 +38,7 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+if __name__ == "__main__":
+    main()

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
 
@@ -65,6 +65,15 @@ class TokenizeJob:
         if any((r.reason == "denied") != bool(denied_by(entries, r.record, r.exact, r.url)) for r in rejects):
             return False
         return not any(denied_by(entries, *_names(row)) for row in Shard(self.folder, report.shard.path).rows())
+
+    def settle(self, report: Report) -> Report:
+        """Note the present deny list in a report that agrees with it, so that it is compared only once."""
+        current = digest(sorted(denied(self.recipe.source(report.source))))
+        if report.deny == current:
+            return report
+        settled = replace(report, deny=current)
+        self.folder.replace(report_name(report.unit), report.to_bytes(), settled.to_bytes())
+        return settled
 
     def run(self, unit: Unit) -> None:
         source = self.recipe.source(unit.source)

@@ -102,6 +102,6 @@ def sentences(text: str) -> Iterator[str]:
         while len(line) - start > LONGEST:
             space = line.rfind(" ", start + 1, start + LONGEST)
             yield line[start : space if space > 0 else start + LONGEST]
-            start = space if space > 0 else start + LONGEST
+            start = space + 1 if space > 0 else start + LONGEST
         if line[start:]:
             yield line[start:]

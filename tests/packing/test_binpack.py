@@ -175,9 +175,28 @@ def tight(rng, n):
     return rng.integers(280, 404, n), 1024
 
 
+def with_short(rng, n):
+    """Draw pairs and a tenth of short items: the linear program must leave those to fill the rest."""
+    return np.where(rng.random(n) < 0.1, rng.integers(5, 100, n), rng.integers(270, 401, n)), 1024
+
+
+def many_to_a_bin(rng, n):
+    """Draw images for longer bins, where only the exchange helps."""
+    return images(rng, n)[0], 4096
+
+
 @pytest.mark.parametrize(
     ("draw", "floor"),
-    [(images, 0.998), (pairs, 0.99), (videos, 0.99), (chats, 0.99), (mixture, 0.99), (tight, 0.985)],
+    [
+        (images, 0.998),
+        (pairs, 0.99),
+        (videos, 0.99),
+        (chats, 0.99),
+        (mixture, 0.99),
+        (tight, 0.99),
+        (with_short, 0.99),
+        (many_to_a_bin, 0.995),
+    ],
 )
 def test_the_fill_is_near_what_the_lower_bound_allows(draw, floor):
     lengths, capacity = draw(np.random.default_rng(0), 50_000)

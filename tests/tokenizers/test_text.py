@@ -75,7 +75,28 @@ def in_parts(encode, text: str, allowed: frozenset[str], size: int) -> list[int]
     return ids
 
 
-WORDS = "the a b e f x z in universally 12 . , 日本語 の 。 中 é <vision> </s> <0x41>".split()
+WORDS = [
+    "the",
+    "a",
+    "b",
+    "e",
+    "f",
+    "x",
+    "z",
+    "in",
+    "universally",
+    "12",
+    ".",
+    ",",
+    "日本語",
+    "の",
+    "。",
+    "中",
+    "é",
+    "<vision>",
+    "</s>",
+    "<0x41>",
+]
 words = st.sampled_from([*WORDS, *"\u0301\U0001f600\u200d\x00\x01\ufffd\ufeff"])
 gaps = st.sampled_from(
     ["", *[" "] * 3, "  ", "   ", "\n", " \n", "\n ", "\n\n", "\t", "\xa0", "\u3000", SPACE, f" {SPACE}"]
@@ -120,6 +141,10 @@ def test_splitting_puts_the_text_together_again(small: bytes) -> None:
         assert all(part for part, _ in parts[1:]) and all(len(part) >= size for part, _ in parts[:-1])
 
     check()
+
+
+def test_joins_are_pairs_with_spaces_marked() -> None:
+    assert joins(["abc", "e f", f"{SPACE}g", "h"]) == {"ab", "bc", f"e{SPACE}", f"{SPACE}f", f"{SPACE}g"}
 
 
 def test_no_cut_where_two_characters_share_a_piece() -> None:

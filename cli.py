@@ -1,0 +1,276 @@
+"""The command line: `worldloom COMMAND`. Results go to stdout, the bar and messages to stderr."""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from . import __version__
+from .errors import UserError
+
+Handler = Callable[[argparse.Namespace], int]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0, 1 for a failed run, 2 for a wrong call."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    own, beam = split_beam_flags(arguments)
+    parser = make_parser()
+    options = parser.parse_args(own)
+    if beam and not hasattr(options, "beam"):
+        parser.error(f"{options.command} takes no Beam flags after --")
+    if beam:
+        options.beam = beam
+    logging.basicConfig(level=logging.WARNING if beam else logging.ERROR)
+    handler: Handler = options.handler
+    try:
+        return handler(options)
+    except UserError as error:
+        print(f"worldloom: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        print(f"worldloom: {missing_extra(error)}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("worldloom: interrupted; what was finished is kept: call the same command again", file=sys.stderr)
+        return 1
+
+
+def split_beam_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Take Beam's flags off: all that follows `--`."""
+    if "--" not in arguments:
+        return arguments, []
+    at = arguments.index("--")
+    return arguments[:at], arguments[at + 1 :]
+
+
+EXTRAS = {
+    "apache_beam": "build",
+    "datasets": "build",
+    "jax": "train",
+    "optax": "train",
+    "orbax": "train",
+    "matplotlib": "train",
+    "torch": "vision",
+    "gcsfs": "gcs",
+    "s3fs": "s3",
+}
+
+
+def missing_extra(error: ModuleNotFoundError) -> str:
+    """Say which extra brings a missing module."""
+    name = (error.name or "").split(".")[0]
+    if name not in EXTRAS:
+        raise error
+    return f"this command needs {name}: pip install 'worldloom[{EXTRAS[name]}]'"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Describe all commands."""
+    parser = argparse.ArgumentParser("worldloom", description=__doc__, formatter_class=_Formatter)
+    parser.add_argument("--version", action="version", version=f"worldloom {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    build = _add(commands, "build", run_build, "Build a data set from a recipe, resuming what is there.",
+                 "worldloom build recipes/lwm/text-32k.yaml --out data/text-32k --workers 8")  # fmt: skip
+    build.add_argument("recipe", help="a YAML file; relative paths in it start at its folder")
+    build.add_argument("--out", required=True, help="folder or URL of the data set")
+    _add_set(build)
+    _add_beam(build)
+
+    pack = _add(commands, "pack", run_pack, "Pack finished examples into sequences.",
+                "worldloom pack data/text-32k/examples --out data/packed-8k --length 8192 --weights example")  # fmt: skip
+    pack.add_argument("examples", help="a finished folder of examples (DIR/examples of a build)")
+    pack.add_argument("--out", required=True, help="folder or URL of the packed data set")
+    pack.add_argument("--length", required=True, type=int, help="tokens of a sequence")
+    pack.add_argument("--weights", choices=("lwm", "example", "token"), default="example",
+                      help="default rule of loss weights")  # fmt: skip
+    pack.add_argument("--split", choices=("all", "train", "eval"), default="all", help="side of the eval split")
+    _add_beam(pack)
+
+    plan = _add(commands, "plan", run_plan, "Estimate rows, tokens, sequences, bytes and time from a sample.",
+                "worldloom plan recipes/lwm/text-1m.yaml --seconds 60")  # fmt: skip
+    plan.add_argument("recipe", help="a YAML file")
+    plan.add_argument("--seconds", type=float, default=20.0, help="time spent on each source's sample")
+    _add_set(plan)
+    _add_json(plan)
+
+    inspect = _add(commands, "inspect", run_inspect, "Summarise a data set, or show rows of it.",
+                   "worldloom inspect data/text-32k/packed-32768 --row 0")  # fmt: skip
+    inspect.add_argument("data", metavar="DIR", help="a folder of examples or sequences, or of a whole build")
+    inspect.add_argument("--row", type=int, help="show this row in detail")
+    inspect.add_argument("--record", metavar="ID", help="find a record's rows, or why there are none")
+    inspect.add_argument("--sample", type=int, metavar="N", help="show N rows chosen at random, always the same")
+    inspect.add_argument("--task", help="only this task")
+    inspect.add_argument("--source", help="only this source")
+    inspect.add_argument("--weights", choices=("lwm", "example", "token"), help="rule of the weights shown")
+    inspect.add_argument("--tokenizer", metavar="MODEL", help="text model to decode with; default: the build's own")
+    inspect.add_argument("--full", action="store_true", help="do not shorten long texts")
+    _add_json(inspect)
+
+    verify = _add(commands, "verify", run_verify, "Check every byte, row, count and digest of a data set.",
+                  "worldloom verify data/text-32k")  # fmt: skip
+    verify.add_argument("data", metavar="DIR", help="a folder of examples or sequences, or of a whole build")
+    _add_json(verify)
+
+    train = _add(commands, "train", run_train, "Train a model on packed sequences, resuming from its checkpoint.",
+                 "worldloom train config.yaml --set optimizer.steps=200")  # fmt: skip
+    train.add_argument("config", help="a YAML file")
+    _add_set(train)
+    _add_json(train)
+
+    tokenizer = _add(commands, "train-tokenizer", run_train_tokenizer, "Make a SentencePiece model from text files.",
+                     "worldloom train-tokenizer 'books/*.txt' --out my.model --size 8000")  # fmt: skip
+    tokenizer.add_argument("paths", nargs="+", help="text files, folders or globs")
+    tokenizer.add_argument("--out", required=True, help="the model file to write")
+    tokenizer.add_argument("--size", type=int, default=32000, help="number of pieces")
+    tokenizer.add_argument("--seed", type=int, default=0, help="of the sample of sentences")
+
+    quickstart = _add(commands, "quickstart", run_quickstart, "See it all, offline: corpus, build, pack, inspect, train.",
+                      "worldloom quickstart quickstart-out")  # fmt: skip
+    quickstart.add_argument("out", metavar="DIR", help="a new folder, or that of an earlier quickstart")
+    return parser
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Show defaults, and examples as they are written."""
+
+
+def _add(commands: Any, name: str, handler: Handler, what: str, example: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=what, description=what, epilog=f"example:\n  {example}", formatter_class=_Formatter
+    )
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def _add_set(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key; may be repeated")
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON for machines")
+
+
+def _add_beam(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(beam=[])
+    parser.add_argument("--workers", type=_positive, default=1, help="processes of the default, local runner")
+    _add_json(parser)
+    parser.epilog = (
+        f"{parser.epilog}\n\nAll that follows -- goes to Apache Beam, for example -- --runner=DataflowRunner"
+    )
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
+
+
+def run_build(options: argparse.Namespace) -> int:
+    from .pipelines.build import build
+    from .recipe import load_recipe
+
+    made = build(load_recipe(options.recipe, options.set), options.out, options.beam, options.workers)
+    _print_made(made, options.json)
+    return 0
+
+
+def run_pack(options: argparse.Namespace) -> int:
+    from .pipelines.build import pack
+    from .recipe import PackSection
+    from .schema import validate
+
+    data = {"length": options.length, "weights": options.weights, "split": options.split}
+    section = validate(PackSection, data, "pack")
+    _print_made(
+        {options.out: pack(options.examples, options.out, section, options.beam, options.workers)}, options.json
+    )
+    return 0
+
+
+def _print_made(made: dict[str, dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(made, indent=1))
+        return
+    for name, manifest in made.items():
+        ledger, length = manifest["ledger"], manifest["length"]
+        fill = f", fill {manifest['tokens'] / max(1, manifest['rows'] * length):.4f}" if length else ""
+        print(f"{name}: {manifest['rows']:,} rows, {manifest['tokens']:,} tokens{fill}, root {manifest['root']}")
+        counts = ", ".join(f"{n:,} {reason}" for reason, n in ledger["reasons"].items())
+        print(f"  read {ledger['read']:,} = kept {ledger['kept']:,} + dropped {ledger['dropped']:,}"
+              f" + failed {ledger['failed']:,}{f' ({counts})' if counts else ''}")  # fmt: skip
+
+
+def run_plan(options: argparse.Namespace) -> int:
+    from .pipelines.plan import plan_recipe, render_plan
+    from .recipe import load_recipe
+
+    found = plan_recipe(load_recipe(options.recipe, options.set), options.seconds)
+    if options.json:
+        print(json.dumps(found, indent=1))
+    else:
+        _console().print(render_plan(found))
+    return 0
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def run_inspect(options: argparse.Namespace) -> int:
+    from .inspect_command import run
+
+    return run(options, _console())
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    from .packing.verify import data_sets, verify
+
+    problems = {url: verify(url) for url in data_sets(options.data)}
+    if options.json:
+        from dataclasses import asdict
+
+        print(json.dumps({url: [asdict(p) for p in found] for url, found in problems.items()}, indent=1))
+    else:
+        for url, found in problems.items():
+            print(f"{url}: {f'{len(found)} problems' if found else 'ok'}")
+            print(*(f"  {p}" for p in found), sep="\n", end="\n" if found else "")
+    return int(any(problems.values()))
+
+
+def run_train(options: argparse.Namespace) -> int:
+    from .training.config import load_config
+    from .training.train import train
+
+    summary = train(load_config(options.config, options.set))
+    print(json.dumps(summary.to_json(), indent=1) if options.json else summary)
+    return 0
+
+
+def run_train_tokenizer(options: argparse.Namespace) -> int:
+    from .pipelines.corpus import texts
+    from .tokenizers.train import train
+
+    train(texts(options.paths), options.out, options.size, options.seed)
+    print(f"{options.out}: {options.size:,} pieces")
+    return 0
+
+
+def run_quickstart(options: argparse.Namespace) -> int:
+    from .quickstart import quickstart
+
+    return quickstart(options.out, _console())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
