@@ -39,7 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         print("worldloom: interrupted; what was finished is kept: call the same command again", file=sys.stderr)
-        return 1
+        sys.stdout.flush()
+        os._exit(1)  # at once: threads and worker processes have nothing to save
 
 
 def split_beam_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -85,7 +86,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_beam(build)
 
     pack = _add(commands, "pack", run_pack, "Pack finished examples into sequences.",
-                "worldloom pack data/text-32k/examples --out data/packed-8k --length 8192 --weights example")  # fmt: skip
+                "worldloom pack data/text-32k/examples --out data/packed-8192 --length 8192")  # fmt: skip
     pack.add_argument("examples", help="a finished folder of examples (DIR/examples of a build)")
     pack.add_argument("--out", required=True, help="folder or URL of the packed data set")
     pack.add_argument("--length", required=True, type=int, help="tokens of a sequence")
@@ -132,7 +133,7 @@ def make_parser() -> argparse.ArgumentParser:
     tokenizer.add_argument("--size", type=int, default=32000, help="number of pieces")
     tokenizer.add_argument("--seed", type=int, default=0, help="of the sample of sentences")
 
-    quickstart = _add(commands, "quickstart", run_quickstart, "See it all, offline: corpus, build, pack, inspect, train.",
+    quickstart = _add(commands, "quickstart", run_quickstart, "See it all: corpus, build, pack, inspect, train.",
                       "worldloom quickstart quickstart-out")  # fmt: skip
     quickstart.add_argument("out", metavar="DIR", help="a new folder, or that of an earlier quickstart")
     return parser
@@ -258,7 +259,7 @@ def run_train(options: argparse.Namespace) -> int:
 
 
 def run_train_tokenizer(options: argparse.Namespace) -> int:
-    from .pipelines.corpus import texts
+    from .pipelines.books import texts
     from .tokenizers.train import train
 
     train(texts(options.paths), options.out, options.size, options.seed)

@@ -1,9 +1,6 @@
 """Beam: the glue that runs a job's units, and finds duplicates, on any runner. No logic lives here."""
 
 import logging
-import os
-import shlex
-import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -11,31 +8,24 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
-from ..packing.report import read_report
+from ..packing.report import Report, read_report
 from . import duplicates as found
 from .duplicates import Duplicate, Member
-from .job import Job, is_done, pending
+from .job import Job, pending, run_unit
+from .local_workers import LocalWorkers
 from .tokenize import TokenizeJob
 from .units import Unit
 
 NAMESPACE = "worldloom"
 
 
-def pipeline(flags: list[str], workers: int) -> beam.Pipeline:
-    """Return an empty pipeline for the user's flags; where they name no runner, for Beam's in-memory one.
-
-    Several workers are processes that it starts; small messages only pass through it.
-    """
+def pipeline(flags: list[str]) -> beam.Pipeline:
+    """Return an empty pipeline for the user's flags; where they name no runner, for Beam's in-memory one."""
     if any(flag.startswith("--runner") for flag in flags):
         return beam.Pipeline(options=PipelineOptions(flags))
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
-    if workers == 1:
-        return beam.Pipeline(FnApiRunner(), PipelineOptions(flags))
-    command = f"{shlex.quote(sys.executable)} -m worldloom.pipelines.local_worker {os.getpid()}"
-    runner = FnApiRunner(default_environment=SubprocessSDKEnvironment.from_command_string(command))
-    return beam.Pipeline(runner, PipelineOptions([f"--direct_num_workers={workers}", *flags]))
+    return beam.Pipeline(FnApiRunner(), PipelineOptions(flags))
 
 
 class ListUnits(beam.DoFn):
@@ -54,28 +44,51 @@ class RunUnit(beam.DoFn):
     def __init__(self, job: Job):
         self._job = job
 
-    def process(self, unit: Unit) -> Iterator[str]:
-        if not is_done(self._job, unit):
-            self._job.run(unit)
-        report = read_report(self._job.folder, unit.name)
-        if report is None:
-            raise RuntimeError(f"unit {unit.name} was run and has no report in {self._job.folder.url}")
-        Metrics.counter(NAMESPACE, "units").inc()
-        for name in ("read", "kept", "dropped", "failed"):
-            Metrics.counter(NAMESPACE, name).inc(getattr(report.ledger, name))
-        Metrics.counter(NAMESPACE, "tokens").inc(report.shard.tokens)
-        yield unit.name
+    def process(self, unit: Unit) -> None:
+        count(run_unit(self._job, unit))
+
+
+class RunUnitsLocally(beam.DoFn):
+    """Do units in several processes of this machine, and count what came of them."""
+
+    def __init__(self, job: Job, workers: int):
+        self._job, self._number = job, workers
+
+    def start_bundle(self) -> None:
+        self._workers = LocalWorkers(self._number)
+
+    def process(self, unit: Unit) -> None:
+        for report in self._workers.submit(run_unit, self._job, unit):
+            count(report)
+
+    def finish_bundle(self) -> None:
+        for report in self._workers.drain():
+            count(report)
+        self._workers.close()
+
+
+def count(report: Report) -> None:
+    """Add a unit's ledger to Beam's counters."""
+    Metrics.counter(NAMESPACE, "units").inc()
+    for name in ("read", "kept", "dropped", "failed"):
+        Metrics.counter(NAMESPACE, name).inc(getattr(report.ledger, name))
+    Metrics.counter(NAMESPACE, "tokens").inc(report.shard.tokens)
 
 
 def run_job(job: Job, flags: list[str], workers: int) -> None:
-    """Do all units of a job that are to be done. One element a part goes in, one name a unit comes out."""
-    with pipeline(flags, workers) as p:
+    """Do all units of a job that are to be done. One element a part goes in; only units pass through.
+
+    Args:
+      workers: processes of the in-memory runner's machine; other runners have flags of their own for it.
+    """
+    work = RunUnitsLocally(job, workers) if workers > 1 and not flags else RunUnit(job)
+    with pipeline(flags) as p:
         _ = (
             p
             | "Parts" >> beam.Create(job.parts(), reshuffle=False)
             | "ListUnits" >> beam.ParDo(ListUnits(job))
             | "Spread" >> beam.Reshuffle()
-            | "RunUnits" >> beam.ParDo(RunUnit(job))
+            | "RunUnits" >> beam.ParDo(work)
         )
 
 
@@ -124,7 +137,7 @@ class WriteDuplicates(beam.DoFn):
 def run_duplicates(job: TokenizeJob, flags: list[str], key: str) -> None:
     """Find the duplicates of a finished tokenize job. Only hashes and names are shuffled."""
     found.write(job.folder, [], key="")  # where there are none, no group is written
-    with pipeline(flags, workers=1) as p:
+    with pipeline(flags) as p:
         _ = (
             p
             | "Parts" >> beam.Create(job.parts(), reshuffle=False)

@@ -15,9 +15,18 @@ from ..errors import UserError
 from ..packing.example import TEXT, Draft, Example
 from ..packing.ledger import DROPPED, FAILED
 from ..packing.report import Reject
-from ..recipe import BooksSource, Recipe
+from ..recipe import BooksSource, Limits, Recipe
 from ..tokenizers.vocabulary import Vocabulary
-from .documents import BadRecord, Found, TextDocument, column, is_saved_dataset, load_hugging_face, top_columns
+from .documents import (
+    BadRecord,
+    Found,
+    TextDocument,
+    column,
+    is_saved_dataset,
+    load_hugging_face,
+    read_part,
+    top_columns,
+)
 from .files import File, codec_of, form_of, list_files, open_raw
 from .gutenberg import strip
 from .units import Part, fraction
@@ -93,6 +102,20 @@ def _dataset_parts(source: BooksSource) -> Iterator[tuple[Part, int]]:
         yield part._replace(version=dataset._fingerprint), (high - low) * row_bytes
 
 
+def texts(paths: list[str]) -> Iterator[str]:
+    """Yield the texts of files, folders and globs, as a tokenizer is trained on them.
+
+    Raises:
+      UserError: if a path matches nothing, or a record cannot be read.
+    """
+    source = BooksSource(name="texts", kind="books", path=paths)
+    for part, _ in list_parts(source):
+        for found in read_part(source, part, Limits().record_bytes):
+            if isinstance(found, BadRecord):
+                raise UserError(f"{found.where}: {found.reason}, {found.error}")
+            yield found.text
+
+
 class Outcome(NamedTuple):
     """What became of a record before it is tokenized: a document whose text goes on, or a reject."""
 
@@ -107,7 +130,10 @@ def examine(found: Found, source: BooksSource, seed: int, denied: frozenset[str]
         if found.record in denied:
             return Outcome(None, _reject(found, source, "read", DROPPED, "denied", found.record))
         return Outcome(None, _reject(found, source, "read", FAILED, found.reason, found.error))
-    exact = content_hash(found.text)
+    try:
+        exact = content_hash(found.text)
+    except UnicodeEncodeError as error:
+        return Outcome(None, _reject(found, source, "read", FAILED, "not Unicode", str(error)))
     if entry := denied_by(denied, found.record, exact.hex(), url_of(found)):
         return Outcome(None, _reject(found, source, "filter", DROPPED, "denied", entry, exact))
     if source.sample < 1 and fraction(seed, "sample", source.name, found.record) >= source.sample:
@@ -135,8 +161,12 @@ def url_of(found: Found) -> str:
 
 
 def content_hash(text: str) -> bytes:
-    """Hash a text as it was read: 16 bytes; equal hashes are exact duplicates."""
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    """Hash a text as it was read: 16 bytes; equal hashes are exact duplicates.
+
+    Raises:
+      UnicodeEncodeError: if it holds half a surrogate pair, as JSON escapes can.
+    """
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def denied_by(denied: frozenset[str], *names: str) -> str:

@@ -54,12 +54,22 @@ def is_done(job: Job, unit: Unit) -> bool:
     return report is not None and report.key == unit.key and job.agrees(unit, report)
 
 
+def run_unit(job: Job, unit: Unit) -> Report:
+    """Do a unit unless it is done: engines may ask for it twice, even at once. Returns its report."""
+    if not is_done(job, unit):
+        job.run(unit)
+    report = read_report(job.folder, unit.name)
+    if report is None:
+        raise RuntimeError(f"unit {unit.name} was run and has no report in {job.folder.url}")
+    return report
+
+
 def run_in_memory(job: Job) -> None:
     """Do all that is to be done, in this process and without an engine: what every engine must equal."""
     prepare(job)
     for part in job.parts():
         for unit in pending(job, part):
-            job.run(unit)
+            run_unit(job, unit)
 
 
 def prepare(job: Job) -> None:
