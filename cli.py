@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from . import __version__
@@ -237,16 +238,14 @@ def run_inspect(options: argparse.Namespace) -> int:
 def run_verify(options: argparse.Namespace) -> int:
     from .packing.verify import data_sets, verify
 
-    problems = {url: verify(url) for url in data_sets(options.data)}
+    names, problems = data_sets(options.data), verify(options.data)
     if options.json:
-        from dataclasses import asdict
-
-        print(json.dumps({url: [asdict(p) for p in found] for url, found in problems.items()}, indent=1))
-    else:
-        for url, found in problems.items():
-            print(f"{url}: {f'{len(found)} problems' if found else 'ok'}")
-            print(*(f"  {p}" for p in found), sep="\n", end="\n" if found else "")
-    return int(any(problems.values()))
+        print(json.dumps({"checked": names, "problems": [asdict(p) for p in problems]}, indent=1))
+        return int(bool(problems))
+    print(*problems, sep="\n", end="\n" if problems else "")
+    checked = ", ".join(name or options.data for name in names)
+    print(f"{checked}: {f'{len(problems)} problems' if problems else 'every byte, row, count and digest is right'}")
+    return int(bool(problems))
 
 
 def run_train(options: argparse.Namespace) -> int:
