@@ -9,10 +9,10 @@ from apache_beam.metrics import Metrics
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-from ..packing.report import Report, read_report
+from ..packing.report import Report
 from . import duplicates as found
 from .duplicates import Duplicate, Member
-from .job import Job, pending, run_unit
+from .job import Job, finished_shards, pending, run_unit
 from .local_workers import LocalWorkers
 from .tokenize import TokenizeJob
 from .units import Unit
@@ -99,10 +99,7 @@ class ListShards(beam.DoFn):
         self._job = job
 
     def process(self, part: str) -> Iterator[tuple[str, str]]:
-        for unit in self._job.units(part):
-            report = read_report(self._job.folder, unit.name)
-            assert report is not None, unit.name  # the job was finished
-            yield report.shard.path, unit.name
+        yield from finished_shards(self._job, part)
 
 
 class Hashes(beam.DoFn):

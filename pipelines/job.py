@@ -107,6 +107,14 @@ def _reports(job: Job) -> Iterator[Report]:
             yield job.settle(report)
 
 
+def finished_shards(job: Job, part: str) -> Iterator[tuple[str, str]]:
+    """Yield the path of every shard of a finished job's part, and its unit's name."""
+    for unit in job.units(part):
+        report = read_report(job.folder, unit.name)
+        assert report is not None, unit.name  # the job was finished
+        yield report.shard.path, unit.name
+
+
 def remove_strays(job: Job) -> None:
     """Remove the reports of units that no longer exist, for example of files that were taken away."""
     expected = {unit.name for part in job.parts() for unit in job.units(part)}
