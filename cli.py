@@ -230,9 +230,9 @@ def _console() -> Any:
 
 
 def run_inspect(options: argparse.Namespace) -> int:
-    from .inspect_command import run
+    from .inspection import inspect
 
-    return run(options, _console())
+    return inspect(options, _console())
 
 
 def run_verify(options: argparse.Namespace) -> int:
