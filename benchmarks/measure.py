@@ -10,7 +10,7 @@ RUNS = 5
 
 @dataclass(frozen=True)
 class Measure:
-    """One ratio and the floor that it must reach. An upper bound is reported inverted: `1 / ratio` against `1 / bound`."""
+    """One ratio and the floor that it must reach; an upper bound is reported inverted."""
 
     name: str
     ratio: float
@@ -28,6 +28,6 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def speedup(ours: Callable[[], object], peer: Callable[[], object], runs: int = RUNS) -> float:
-    """Return how many times faster `ours` is than `peer`: the median over interleaved pairs, after one of each uncounted."""
+    """Return how many times faster `ours` is than `peer`: the median over interleaved pairs, the first uncounted."""
     ours(), peer()
     return statistics.median(seconds(peer) / seconds(ours) for _ in range(runs))

@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
 from ..tokenizers.vocabulary import Vocabulary
-from .shard import Batch as Rows
+from .shard import Place
 from .weights import Rule, segment_weights
 
-ONE = np.ones(1, np.int32)
 LONG = 4096  # mean length from which filling slice by slice is faster than repeating and copying
 
 
@@ -41,13 +39,6 @@ class Batch:
         return Batch(tokens, targets, positions, segments, weights, self.examples)
 
 
-class Place(NamedTuple):
-    """A row in the record batch that holds it."""
-
-    rows: Rows
-    number: int
-
-
 @dataclass(frozen=True, eq=False)
 class Table:
     """Hold the segments of some rows, end to end: all that planning a step takes, and no token.
@@ -72,14 +63,9 @@ class Table:
 
 def read_table(places: Sequence[Place]) -> Table:
     """Gather the segments of rows; their tokens are not touched."""
-    bounds = [(rows, rows.segment_offsets[i], rows.segment_offsets[i + 1]) for rows, i in places]
-    counts = np.fromiter((high - low for _, low, high in bounds), np.int64, len(places))
-    return Table(
-        counts,
-        np.concatenate([rows.column("length")[low:high] for rows, low, high in bounds]),
-        np.concatenate([rows.column("trained_text")[low:high] for rows, low, high in bounds]),
-        np.concatenate([rows.column("trained_vision")[low:high] for rows, low, high in bounds]),
-    )
+    columns = list(zip(*(place.table.row_counts(place.number) for place in places), strict=True))
+    counts = np.fromiter(map(len, columns[0]), np.int64, len(places))
+    return Table(counts, *map(np.concatenate, columns))
 
 
 def make_batch(
@@ -103,24 +89,31 @@ def make_batch(
     flat = np.empty((5, len(places) * length), np.int32)  # one piece of memory, which malloc can use again
     tokens, targets, positions, segments, bits = flat
     weights = bits.view(np.float32)
-    np.concatenate([rows.row_tokens(i) for rows, i in places], out=tokens)
+    rows = [(place.rows, place.number) for place in places]
+    np.concatenate([batch.row_tokens(i) for batch, i in rows], out=tokens)
     lengths, numbers, starts = _layout(table, length)
     targets[:-1] = tokens[1:]
     targets[starts[1:] - 1] = 0
     targets[-1] = 0
     _spread(numbers, lengths, segments)
-    _spread(-(starts % length), lengths, positions)
-    positions.reshape(shape)[:] += np.arange(length, dtype=np.int32)
-    _weigh(weights, places, table, starts[numbers > 0], targets, vocabulary, rule)
-    arrays = (tokens, targets, positions, segments, weights)
-    return Batch(*(array.reshape(shape) for array in arrays), examples)
+    _count((starts % length).astype(np.int32), lengths, positions.reshape(shape))
+    runs, trained = _shifted_runs([batch.row_trained(i) for batch, i in rows])
+    segment = np.searchsorted(starts[numbers > 0], np.cumsum(runs) - runs, side="right") - 1
+    text, vision = segment_weights(rule, table.trained_text, table.trained_vision, vocabulary)
+    _spread(np.where(trained, text[segment], 0), runs, weights)
+    if table.trained_vision.any():
+        of_vision = np.repeat(np.where(trained, vision[segment], 0), runs)
+        np.copyto(weights, of_vision, where=vocabulary.is_vision(targets))
+    weights[length - 1 :: length] = 0
+    whole = tokens.reshape(shape), targets.reshape(shape), positions.reshape(shape), segments.reshape(shape)
+    return Batch(*whole, weights.reshape(shape), examples)
 
 
 def _layout(table: Table, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """List segments and each row's padding (maybe of 0) end to end.
 
     Returns:
-      lengths; numbers in the row, 0 for padding; starts in the flat batch: int32 `[segments + B]`.
+      lengths, and numbers in the row, 0 for padding: int32 `[segments + B]`; starts in the flat batch, int64.
     """
     entries = table.counts + 1
     ends = np.cumsum(entries)
@@ -130,55 +123,40 @@ def _layout(table: Table, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
     numbers[ends - 1] = 0
     lengths[numbers > 0] = table.lengths
     lengths[ends - 1] = length - np.add.reduceat(lengths, ends - entries)
-    return lengths, numbers, (np.cumsum(lengths) - lengths).astype(np.int32)
-
-
-def _weigh(
-    weights: np.ndarray,
-    places: Sequence[Place],
-    table: Table,
-    starts: np.ndarray,
-    targets: np.ndarray,
-    vocabulary: Vocabulary,
-    rule: Rule,
-) -> None:
-    """Write the weight of each target.
-
-    A segment's first token is never trained, so a trained run never leaves its segment and one weight a
-    run is enough.
-
-    Args:
-      starts: of each segment in the flat batch.
-    """
-    runs, trained = _shifted_runs(places)
-    segment = np.searchsorted(starts, np.cumsum(runs) - runs, side="right") - 1
-    text, vision = segment_weights(rule, table.trained_text, table.trained_vision, vocabulary)
-    _spread(np.where(trained, text[segment], 0), runs, weights)
-    if table.trained_vision.any():
-        of_vision = np.repeat(np.where(trained, vision[segment], 0), runs)
-        np.copyto(weights, of_vision, where=vocabulary.is_vision(targets))
+    return lengths, numbers, np.cumsum(lengths) - lengths
 
 
 def _spread(values: np.ndarray, lengths: np.ndarray, out: np.ndarray) -> None:
     """Write each value as often as its length says: `np.repeat` into memory that is there."""
-    if len(out) < LONG * len(values):
+    if out.size < LONG * len(values):
         out[:] = np.repeat(values, lengths)
         return
-    ends = np.cumsum(lengths).tolist()
-    for value, low, high in zip(values.tolist(), [0, *ends], ends, strict=False):
-        out[low:high] = value
+    low = 0
+    for value, length in zip(values.tolist(), lengths.tolist(), strict=True):
+        out[low : low + length] = value
+        low += length
 
 
-def _shifted_runs(places: Sequence[Place]) -> tuple[np.ndarray, np.ndarray]:
-    """Return run lengths over all targets, and which runs are trained.
+def _count(starts: np.ndarray, lengths: np.ndarray, out: np.ndarray) -> None:
+    """Write 0, 1, 2, … from each start in its row on, over `[B, L]`."""
+    ramp = np.arange(out.shape[1], dtype=np.int32)
+    if out.size < LONG * len(starts):
+        np.subtract(ramp, np.repeat(starts, lengths).reshape(out.shape), out=out)
+        return
+    flat, low = out.reshape(-1), 0
+    for length in lengths.tolist():
+        flat[low : low + length] = ramp[:length]
+        low += length
 
-    Shifted by one, a row's first run loses a token, and its last position has no target: a run of its own.
+
+def _shifted_runs(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Join the rows' runs: return run lengths over all targets, and which runs are trained.
+
+    Shifted by one, a row's first run loses a token, and its last run gains the last position, which has no target.
     """
-    parts = [rows.row_trained(i) for rows, i in places]
-    counts = np.fromiter(map(len, parts), np.int64, len(parts)) + 1
+    counts = np.fromiter(map(len, parts), np.int64, len(parts))
     ends = np.cumsum(counts)
-    runs = np.concatenate([array for part in parts for array in (part, ONE)])
+    runs = np.concatenate(parts)
     runs[ends - counts] -= 1
-    trained = (np.arange(len(runs)) - np.repeat(ends - counts, counts)) % 2 == 1
-    trained[ends - 1] = False
-    return runs, trained
+    runs[ends - 1] += 1
+    return runs, (np.arange(len(runs)) - np.repeat(ends - counts, counts)) % 2 == 1

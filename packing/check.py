@@ -17,14 +17,16 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..tokenizers.vocabulary import Vocabulary
 from . import shard as layout
-from .row import Segment
 from .shard import DIGEST_BYTES, Batch, Kind, ShardInfo, schema
 
 MAGIC_BYTES = 8  # "ARROW1" and two zeros stand before the first message
 READ_BYTES = 1 << 22  # hashed at once
+NO_SUMS = np.empty(0, np.uint32)
+ESCAPED = r"[^ !#-\[\]-~]"  # what JSON writes otherwise: quotes, backslashes, controls and what is not ASCII
 
 
 class Finding(NamedTuple):
@@ -59,7 +61,7 @@ def check_file(file: Path, info: ShardInfo) -> list[Finding]:
     if size != info.bytes:
         return [Finding(f"has {size:,} bytes where its report says {info.bytes:,}")]
     if digest.hexdigest() != info.file:
-        return [Finding("its bytes are not those that were written: its digest is not the one in its report")]
+        return [Finding("has other bytes than were written: its digest is not the one in its report")]
     return []
 
 
@@ -102,12 +104,14 @@ def _read(source: pa.NativeFile, claim: Claim, damaged: bool) -> tuple[Reading, 
         reader = pa.ipc.open_file(source)
         theirs = reader.schema
     except Exception as error:  # damage may surface as anything
-        return _examine(_by_stream(source, ours), claim), [Finding(f"its footer cannot be read ({_first_line(error)})")]
+        return _examine(_by_stream(source, ours), claim), [
+            Finding(f"has a footer that cannot be read ({_first_line(error)})")
+        ]
     notes = []
     if theirs.metadata != ours.metadata:
-        notes.append(Finding("its schema's metadata (format, kind, length, vocabulary) is not what the manifest says"))
+        notes.append(Finding("has metadata (format, kind, length, vocabulary) that is not what the manifest says"))
     if not theirs.equals(ours):
-        notes.append(Finding("its columns are not those that the manifest's kind and vocabulary demand"))
+        notes.append(Finding("has other columns than the manifest's kind and vocabulary demand"))
         return (Reading([], "") if damaged else _examine(_by_footer(reader), claim)), notes
     return _examine(_by_footer(reader), claim), notes
 
@@ -118,8 +122,8 @@ def _by_footer(reader: pa.ipc.RecordBatchFileReader) -> Iterator[Callable[[], pa
 
 def _by_stream(source: pa.NativeFile, ours: pa.Schema) -> Iterator[Callable[[], pa.RecordBatch]]:
     """Yield the batches that follow the schema, as far as messages can be told apart."""
-    source.seek(MAGIC_BYTES)
     try:
+        source.seek(MAGIC_BYTES)
         messages = pa.ipc.MessageReader.open_stream(source)
         messages.read_next_message()
         while (message := messages.read_next_message()).type == "record batch":
@@ -156,9 +160,9 @@ def _examine_batch(record: pa.RecordBatch, claim: Claim, content: "hashlib.blake
 def payloads(batch: Batch) -> list[bytes]:
     """Return `row.payload` of every row, many times faster than one by one; a test holds the two equal."""
     exact, near = batch.hashes()
-    parts = [
+    parts: list[Sequence[bytes | memoryview]] = [
         _cut(batch.tokens, batch.token_offsets),
-        _segment_texts(batch.segments()),
+        _json_lists(batch.batch.column("segments")).cast(pa.binary()).to_pylist(),
         _cut(batch.trained, batch.trained_offsets),
         exact,
         _cut(near.values, near.offsets),
@@ -169,21 +173,31 @@ def payloads(batch: Batch) -> list[bytes]:
 
 
 def _cut(values: np.ndarray, offsets: np.ndarray) -> list[memoryview]:
-    data = memoryview(values.astype(values.dtype.newbyteorder("<"), copy=False)).cast("B")
+    """View each row's little-endian bytes."""
+    data = values.astype(values.dtype.newbyteorder("<"), copy=False).view(np.uint8).data
     borders = (offsets.astype(np.int64) * values.itemsize).tolist()
     return [data[low:high] for low, high in pairwise(borders)]
 
 
-def _segment_texts(rows: Sequence[tuple[Segment, ...]]) -> list[bytes]:
-    """Encode many rows' segments in one call, with an empty string between rows to part them by.
+def _json_lists(column: pa.ListArray) -> pa.Array:
+    """Write each list of structs as `row.payload` does: compact ASCII JSON, structs as arrays."""
+    fields = [_json(column.values.field(i)) for i in range(column.values.type.num_fields)]
+    structs = _wrap("[", pc.binary_join_element_wise(*fields, ","), "]")
+    return _wrap("[", pc.binary_join(pa.ListArray.from_arrays(column.offsets, structs), ","), "]")
 
-    The separator is unmistakable: a quote inside a string is written with a backslash before it, and a segment ends
-    with its spans, so that in no other place a bracket, a comma and a quote follow each other.
-    """
-    parted: list[object] = [""] * (2 * len(rows) - 1)
-    parted[::2] = rows
-    text = json.dumps(parted, separators=(",", ":")).encode()
-    return [b"[" + row + b"]" for row in text[2:-2].split(b'],"",[')]
+
+def _json(column: pa.Array) -> pa.Array:
+    if pa.types.is_list(column.type):
+        return _json_lists(column)
+    if not pa.types.is_string(column.type):
+        return column.cast(pa.string())
+    if pc.any(pc.match_substring_regex(column, ESCAPED)).as_py():
+        return pa.array(map(json.dumps, column.to_pylist()), pa.string())
+    return _wrap('"', column, '"')
+
+
+def _wrap(before: str, column: pa.Array, after: str) -> pa.Array:
+    return pc.binary_join_element_wise(before, column, after, "")
 
 
 def _count_tasks(batch: Batch) -> dict[str, np.ndarray]:
@@ -205,13 +219,13 @@ def _check_rows(reading: Reading, claim: Claim) -> list[Finding]:
             continue
         place = slice(start, start + len(part.sums))
         covered[place] = True
-        changed[place] = (part.sums != part.stored)[: len(changed[place])]
+        changed[place] |= (part.sums != part.stored)[: len(changed[place])]
         found += [Finding(what, range(start + i, start + i + 1)) for i, what in part.broken]
         if claim.kind.length and place.stop != min(start + _batch_rows(claim.kind), rows):
-            found.append(Finding(f"the batch that begins at row {start:,} has {len(part.sums):,} rows, so that rows "
-                                 "cannot be found by number"))  # fmt: skip
+            what = f"has a batch of {len(part.sums):,} rows at row {start:,}: its rows cannot be found by number"
+            found.append(Finding(what))
     found += [Finding("cannot be read", r) for r in _ranges(~covered)]
-    return found + [Finding("its content differs from its checksum", r) for r in _ranges(changed)]
+    return found + [Finding("differs from its checksum", r) for r in _ranges(changed)]
 
 
 def _starts(parts: list[Part | None], claim: Claim) -> list[int]:
@@ -248,12 +262,12 @@ def _check_content(reading: Reading, source: pa.NativeFile, claim: Claim) -> lis
     if reading.content == claim.info.content:
         return []
     stream = _examine(_by_stream(source, schema(claim.vocabulary, claim.kind)), claim)
-    if stream.content == claim.info.content:
-        theirs, ours = (np.concatenate([p.sums for p in r.parts if p]) for r in (reading, stream))
+    theirs, ours = (np.concatenate([NO_SUMS, *(p.sums for p in r.parts if p)]) for r in (reading, stream))
+    if stream.content == claim.info.content and len(theirs) == len(ours):
         return [Finding("is not the row that was written there", r) for r in _ranges(theirs != ours)]
     return [
         Finding(
-            "its rows agree with their checksums, but they are not the rows that its report describes: "
+            "holds rows that agree with their checksums, but that are not the rows that its report describes: "
             "it is another shard, or the digest in its report was edited"
         )
     ]
@@ -347,16 +361,18 @@ class _Runs:
 
     def vision(self, tokens: np.ndarray, starts: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
         """Count the trained vision tokens of each segment; a trained run lies in one."""
-        marked = vocabulary.is_vision(tokens)
+        places = np.flatnonzero(vocabulary.is_vision(tokens))
         lows, highs = self.borders[:-1][self.odd], self.borders[1:][self.odd]
-        counts = [np.count_nonzero(marked[a:b]) for a, b in zip(lows.tolist(), highs.tolist(), strict=True)]
+        counts = np.searchsorted(places, highs) - np.searchsorted(places, lows)
         segment = np.searchsorted(starts, lows, side="right") - 1
         return np.bincount(segment, counts, len(starts)).astype(np.int64)
 
 
-def _padded_wrongly(tokens: np.ndarray, rows: np.ndarray, used: np.ndarray) -> list[bool]:
-    places = zip((rows[:-1] + used).tolist(), rows[1:].tolist(), strict=True)
-    return [low < high and bool(tokens[low:high].any()) for low, high in places]
+def _padded_wrongly(tokens: np.ndarray, rows: np.ndarray, used: np.ndarray) -> np.ndarray:
+    padding = np.diff(rows) - used
+    owner = np.repeat(np.arange(len(padding)), padding)
+    places = np.arange(len(owner)) + (rows[:-1] + used - (np.cumsum(padding) - padding))[owner]
+    return _mark(owner[tokens[places] != 0], len(padding))
 
 
 def _bad_spans(batch: Batch, lengths: np.ndarray) -> np.ndarray:

@@ -11,10 +11,9 @@ import pyarrow as pa
 
 from ..errors import UserError
 from ..tokenizers.vocabulary import Vocabulary
-from .batch import Place
 from .manifest import read_index, read_manifest
 from .row import Row
-from .shard import Shard
+from .shard import Place, Shard
 from .storage import Folder
 from .weights import Rule
 
@@ -92,14 +91,14 @@ class Dataset:
         if not 0 <= row < self.rows:
             raise IndexError(f"row {row} of {self.rows}")
         number = bisect_right(self.starts, row) - 1
-        return Place(*self.shard(number).locate(row - int(self.starts[number])))
+        return self.shard(number).locate(row - int(self.starts[number]))
 
-    def places(self, rows: np.ndarray, tokens: bool = True) -> list[Place]:
-        """Find sequences by number, integers `[n]` in `[0, self.rows)`; without `tokens` their segments alone."""
+    def places(self, rows: np.ndarray) -> list[Place]:
+        """Find sequences by their numbers, integers `[n]` in `[0, self.rows)`."""
         shards = np.searchsorted(self.starts, rows, side="right") - 1
         inside = rows - self.starts[shards]
         numbered = zip(shards.tolist(), inside.tolist(), strict=True)
-        return [Place(*self.shard(number).locate(row, tokens)) for number, row in numbered]
+        return [self.shard(number).locate(row) for number, row in numbered]
 
     def tokens(self, row: int) -> np.ndarray:
         """View the tokens of one sequence, padding included: the vocabulary's dtype, `[length]`."""

@@ -241,8 +241,11 @@ class Batch:
         if "tokens" in batch.schema.names:  # a table's batch has nothing but segments
             self.tokens, self.token_offsets = _views(batch.column("tokens"))
             self.trained, self.trained_offsets = _views(batch.column("trained"))
+            # A memoryview gives out Python's integers, which slice faster than NumPy's.
+            self._token_bounds, self._trained_bounds = self.token_offsets.data, self.trained_offsets.data
         segments = batch.column("segments")
         self.segment_offsets = _numpy(segments.offsets)
+        self._segment_bounds = self.segment_offsets.data
         self._segments = segments.values
         self._columns: dict[str, np.ndarray] = {}
 
@@ -256,15 +259,21 @@ class Batch:
         """View a text column of the segments of all rows, end to end."""
         return self._segments.field(name)
 
-    def row_segments(self, name: str, i: int) -> np.ndarray:
-        """View a numeric column of the segments of one row."""
-        return self.column(name)[self.segment_offsets[i] : self.segment_offsets[i + 1]]
+    @cached_property
+    def _counts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.column("length"), self.column("trained_text"), self.column("trained_vision")
+
+    def row_counts(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """View length, trained text and trained vision tokens of each segment of one row: three of int32."""
+        row = slice(self._segment_bounds[i], self._segment_bounds[i + 1])
+        lengths, text, vision = self._counts
+        return lengths[row], text[row], vision[row]
 
     def row_tokens(self, i: int) -> np.ndarray:
-        return self.tokens[self.token_offsets[i] : self.token_offsets[i + 1]]
+        return self.tokens[self._token_bounds[i] : self._token_bounds[i + 1]]
 
     def row_trained(self, i: int) -> np.ndarray:
-        return self.trained[self.trained_offsets[i] : self.trained_offsets[i + 1]]
+        return self.trained[self._trained_bounds[i] : self._trained_bounds[i + 1]]
 
     def row(self, i: int) -> Row:
         """Read one row in full."""
@@ -352,19 +361,32 @@ class Shard:
         """Yield all rows in order."""
         return chain.from_iterable(batch.read() for batch in self.batches())
 
-    def locate(self, row: int, tokens: bool = True) -> tuple[Batch, int]:
-        """Find a row: its batch and its place therein. At once for sequences, batch after batch for examples.
-
-        Without `tokens` only the segments of a sequence can be read.
-        """
+    def locate(self, row: int) -> "Place":
+        """Find a row: for sequences without reading, for examples batch after batch."""
         if self.kind.length:
-            number, place = divmod(row, self._rows_each)
-            return self.batch(number) if tokens else self.table(number), place
-        for batch in self.batches():
+            return Place(self, *divmod(row, self._rows_each))
+        for i, batch in enumerate(self.batches()):
             if row < batch.rows:
-                return batch, row
+                return Place(self, i, row)
             row -= batch.rows
         raise IndexError(f"{self.path} has {row} rows too few")
+
+
+class Place(NamedTuple):
+    """Where a row is: which row of which record batch. Nothing is read before it is asked for."""
+
+    shard: Shard
+    batch: int
+    number: int
+
+    @property
+    def rows(self) -> Batch:
+        return self.shard.batch(self.batch)
+
+    @property
+    def table(self) -> Batch:
+        """The batch for the sake of its segments alone."""
+        return self.shard.table(self.batch)
 
 
 def _remote(folder: Folder, path: str) -> pa.PythonFile:

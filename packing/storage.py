@@ -59,10 +59,10 @@ class Folder:
                 return
             return
         try:
-            listed = self.fs.ls(self.path(folder), detail=False, refresh=True)
+            listed = self.fs.ls(self.path(folder), detail=True, refresh=True)
         except FileNotFoundError:
             return
-        yield from (path.rsplit("/", 1)[-1] for path in listed)
+        yield from (entry["name"].rsplit("/", 1)[-1] for entry in listed if entry["type"] != "directory")
 
     def create(self, name: str, data: bytes) -> bool:
         """Make a file appear whole, only where there is none. Returns whether this call made it."""

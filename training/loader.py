@@ -1,9 +1,10 @@
 """Batches of rows in an endless order that `(seed, step)` alone decides, on any number of hosts."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count
 from typing import TypeVar
 
@@ -12,10 +13,12 @@ import numpy as np
 from ..errors import UserError
 from ..packing.batch import Batch, Table, make_batch, read_table
 from ..packing.dataset import Dataset
+from ..packing.shard import Place
 from ..packing.weights import Rule
 from .permutation import make_key, permute
 
 AHEAD = 2  # batches made before they are asked for
+BLOCK = 1024  # entries of the stream that are computed at once: one takes nearly as long
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -27,10 +30,12 @@ class Plan:
 
     Attributes:
       rows: numbers in the data set, int64 `[B]`.
+      places: where they are.
       table: their segments.
     """
 
     rows: np.ndarray
+    places: Sequence[Place]
     table: Table
 
     @property
@@ -55,13 +60,14 @@ class Loader:
     def __init__(self, dataset: Dataset, rows: int, seed: int, weights: Rule | str | None = None):
         _check(dataset, rows)
         self.dataset, self.rows, self.seed = dataset, rows, seed
-        self.rule = _rule(dataset.weights if weights is None else weights)
+        self.rule = _rule(dataset.manifest["weights"] if weights is None else weights)
         self._vocabulary, self._root = dataset.vocabulary, dataset.root
 
     def plan(self, t: int) -> Plan:
         """Plan step `t`, counted from 0: a pure function of `(seed, t)`."""
         rows = stream_rows(t * self.rows, self.rows, self.dataset.rows, self.seed, self._root)
-        return Plan(rows, read_table(self.dataset.places(rows, tokens=False)))
+        places = self.dataset.places(rows)
+        return Plan(rows, places, read_table(places))
 
     def load(
         self,
@@ -77,8 +83,7 @@ class Loader:
           columns: after the permutation.
           permutation: of the columns, integers `[length]`: column i of the result is column `permutation[i]`.
         """
-        places = self.dataset.places(plan.rows[rows])
-        table = plan.table.take(rows)
+        places, table = plan.places[rows], plan.table.take(rows)
         batch = make_batch(places, self.dataset.length, self._vocabulary, self.rule, plan.examples, table)
         return batch if columns == slice(None) and permutation is None else batch.take(columns, permutation)
 
@@ -106,7 +111,14 @@ def stream_rows(first: int, number: int, rows: int, seed: int, name: str) -> np.
     Returns:
       row numbers, int64 `[number]`.
     """
-    parts, last = [], first + number
+    low, high = first // BLOCK, -(-(first + number) // BLOCK)
+    blocks = np.concatenate([_stream_block(i, rows, seed, name) for i in range(low, high)])
+    return blocks[first - low * BLOCK :][:number]
+
+
+@lru_cache(maxsize=64)
+def _stream_block(number: int, rows: int, seed: int, name: str) -> np.ndarray:
+    parts, first, last = [], number * BLOCK, (number + 1) * BLOCK
     while first < last:
         epoch, low = divmod(first, rows)
         high = min(rows, low + last - first)

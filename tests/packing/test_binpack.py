@@ -120,6 +120,17 @@ def test_the_linear_program_finds_the_known_optimum():
     assert binpack._solve(sizes, demand, 10, table, 0)[0].sum() == pytest.approx(200)
 
 
+def test_a_shorter_item_may_be_worth_more_than_a_longer_one():
+    _, table = binpack._merged_classes(np.array([4, 5]), 0, 9)
+    assert binpack._price(np.array([0, 0.6, 0.5]), table) == ([1, 1], pytest.approx(1.2))
+
+
+def test_the_exchange_fills_the_bin_with_even_items():
+    sizes = np.array([35, 50, 60, 200])
+    ((first, times), *_) = binpack._greedy(binpack._Stock(sizes, np.array([1, 2, 1, 1])), 300, exchanged=2)
+    assert (first, times) == ({4: 1, 2: 2}, 1)  # 200 + 50 + 50, not 200 + 60 + 35
+
+
 def test_each_bound_holds_where_it_is_the_best():
     assert lower_bound(np.full(10, 1), 4) == 3  # the total
     assert lower_bound(np.full(9, 4), 10) == 5  # two fit

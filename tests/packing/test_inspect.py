@@ -1,0 +1,264 @@
+"""What inspect says of a data set is what counting row by row says; what it shows is legible and harmless."""
+
+import io
+import json
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console, RenderableType
+from worldloom.errors import UserError
+from worldloom.packing.dataset import Dataset
+from worldloom.packing.example import Draft, Example
+from worldloom.packing.inspect import find_record, row_detail, sample_rows, summarise
+from worldloom.packing.ledger import DROPPED, FAILED, KEPT
+from worldloom.packing.manifest import write_index, write_manifest
+from worldloom.packing.render import elided, render_row, render_summary, visible
+from worldloom.packing.report import REJECTS, SHARDS, UNITS, Reject, UnitWriter, read_report
+from worldloom.packing.row import decode_runs, example_row, sequence_row
+from worldloom.packing.shard import EXAMPLES, Kind
+from worldloom.packing.storage import Folder
+from worldloom.packing.weights import Rule
+from worldloom.tokenizers.vocabulary import Vocabulary
+
+VISION = Vocabulary(text_size=300, bos=1, eos=2, text_digest="t", codes=64, vision_digest="v")
+LENGTH = 64
+TASKS, SOURCES = ("text", "image-to-text"), ("gutenberg", "laion")
+
+
+def example(rng: np.random.Generator, record: str, task: str, source: str) -> Example:
+    draft = Draft(VISION)
+    draft.add([1], trained=False)
+    draft.add(rng.integers(3, 300, int(rng.integers(1, 9))), trained=bool(rng.random() < 0.5), kind="user", ref="7")
+    if task != "text":
+        draft.add([*rng.integers(300, 364, 4), VISION.eof, *rng.integers(300, 364, 4), VISION.eov], trained=True)
+    draft.add([2], trained=True)
+    return draft.example(task, source, record)
+
+
+def write(folder: Folder, kind: Kind) -> Dataset:
+    folder.make(UNITS, SHARDS, REJECTS)
+    rng = np.random.default_rng(0)
+    units = ["u-0", "u-1", "u-2"]
+    for u, unit in enumerate(units):
+        with UnitWriter(folder, unit, VISION, kind) as writer:
+            for i in range(7):
+                examples = [
+                    example(rng, f"{unit}.{i}.{j}", TASKS[int(rng.integers(2))], SOURCES[int(rng.integers(2))])
+                    for j in range((1 + i % 3 if u else 2 + i % 2) if kind.length else 1)
+                ]
+                if kind.length:
+                    writer.add(sequence_row(examples, LENGTH, VISION))
+                else:
+                    writer.add(example_row(examples[0], VISION, bytes(16), np.empty(0, np.uint64)))
+                for _ in examples:
+                    writer.ledger.count(KEPT)
+            for i in range(u):
+                status = (DROPPED, FAILED)[i]
+                writer.reject(Reject("gutenberg", f"bad-{u}-{i}", "read", status, "too short", "7 < 10", "a.txt:3"))
+            writer.commit("books", key="k")
+    reports = [r for r in (read_report(folder, unit) for unit in units) if r]
+    described = {"kind": kind.name, "length": kind.length, "weights": "lwm", "fingerprint": VISION.fingerprint}
+    write_manifest(folder, write_index(folder, reports), {**described, "vocabulary": vars(VISION)})
+    return Dataset(folder.url)
+
+
+@pytest.fixture(params=["local", "memory"])
+def build(request, tmp_path) -> str:
+    """Make a build with examples and a packed data set."""
+    url = str(tmp_path / "build") if request.param == "local" else f"memory://{tmp_path.name}/inspect"
+    write(Folder(url).sub("examples"), EXAMPLES)
+    write(Folder(url).sub("packed-64"), Kind("sequences", LENGTH))
+    return url
+
+
+@pytest.mark.parametrize("task", [None, "text", "none"])
+@pytest.mark.parametrize("source", [None, "laion"])
+@pytest.mark.parametrize("name", ["examples", "packed-64"])
+def test_a_summary_is_what_counting_row_by_row_says(build, name, task, source):
+    url = f"{build}/{name}"
+    summary = summarise(url, task, source)
+    dataset = Dataset(url)
+    parts: dict[tuple[str, str], Counter[str]] = {}
+    per_row, lengths, padding = [], Counter[str](), 0
+    for row in dataset:
+        chosen = [s for s in row.segments if task in (None, s.task) and source in (None, s.source)]
+        if chosen:
+            per_row.append(len(chosen))
+            padding += len(row.tokens) - sum(s.length for s in row.segments)
+        for s in chosen:
+            power = 1
+            while power * 2 <= s.length:
+                power *= 2
+            lengths[str(power)] += 1
+            trained = s.trained_text + s.trained_vision
+            parts.setdefault((s.source, s.task), Counter()).update(segments=1, tokens=s.length, trained=trained)
+    assert summary.sequences == len(per_row) and summary.segments == sum(per_row)
+    assert summary.tokens == sum(p["tokens"] for p in parts.values())
+    assert summary.trained * summary.tokens == pytest.approx(sum(p["trained"] for p in parts.values()))
+    assert summary.parts == [{"source": s, "task": t, **parts[s, t]} for s, t in sorted(parts)]
+    assert summary.lengths == dict(lengths) and list(map(int, summary.lengths)) == sorted(map(int, lengths))
+    if per_row:
+        assert summary.per_sequence == (min(per_row), pytest.approx(np.mean(per_row)), max(per_row))
+        assert summary.padding == padding
+        total = LENGTH * len(per_row)
+        assert summary.fill == (pytest.approx((total - padding) / total) if dataset.length else None)
+    assert summary.rejects == {"dropped: too short": 2, "failed: too short": 1}
+    assert json.loads(json.dumps(summary.to_json()))["root"] == dataset.root
+
+
+def test_a_summary_asks_for_no_tokens(build, monkeypatch):
+    monkeypatch.setattr("worldloom.packing.shard.Batch.row_tokens", None)
+    if build.startswith("memory"):
+        monkeypatch.setattr("worldloom.packing.shard.Shard.batch", None)
+    assert summarise(f"{build}/packed-64").sequences == 21
+
+
+def test_a_folder_that_is_no_data_set_is_refused(tmp_path):
+    with pytest.raises(UserError, match="is no complete data set"):
+        summarise(str(tmp_path))
+
+
+def test_a_record_is_found_in_its_rows_and_in_the_rejects(build):
+    found = find_record(build, "u-1.4.0")
+    assert [f["data_set"] for f in found] == ["examples", "packed-64"]
+    (packed,) = find_record(f"{build}/packed-64", "u-1.4.0")
+    row = Dataset(f"{build}/packed-64").row(packed["row"])
+    assert packed["row"] == 7 + 4 and packed["segment"] == 1 and packed["data_set"] == ""
+    assert row.segments[0].record == "u-1.4.0" and row.segments[0].length == packed["length"]
+    (last,) = find_record(f"{build}/packed-64", "u-2.2.2")
+    assert (last["row"], last["segment"]) == (14 + 2, 3)
+    (reject,) = find_record(f"{build}/examples", "bad-2-1")
+    assert reject["status"] == "failed" and reject["where"] == "a.txt:3" and "row" not in reject
+    assert find_record(build, "nowhere") == []
+    json.dumps(found)
+
+
+def test_a_sample_is_the_same_each_time_and_of_what_was_asked(build):
+    dataset = Dataset(f"{build}/packed-64")
+    rows = sample_rows(dataset, 5, seed=1)
+    assert rows == sorted(set(rows)) == sample_rows(dataset, 5, seed=1) and len(rows) == 5
+    assert any(sample_rows(dataset, 5, seed=s) != rows for s in range(2, 5))
+    assert sample_rows(dataset, 99) == list(range(21))
+    asked = [i for i, row in enumerate(dataset) if any(s.task == "text" and s.source == "laion" for s in row.segments)]
+    assert sample_rows(dataset, 99, task="text", source="laion") == asked
+    assert sample_rows(dataset, 3, task="none") == []
+
+
+@pytest.mark.parametrize("rule", [None, *Rule])
+@pytest.mark.parametrize("name", ["examples", "packed-64"])
+def test_a_row_in_detail_is_the_row_token_by_token(build, name, rule):
+    dataset = Dataset(f"{build}/{name}")
+    for number in (0, 8, 20):
+        row, detail = dataset.row(number), row_detail(dataset, number, rule)
+        flags = decode_runs(row.trained)
+        assert detail["rule"] == (rule or "lwm") and detail["length"] == len(row.tokens)
+        shown: list[tuple[int, bool, float]] = []
+        for segment, s in zip(detail["segments"], row.segments, strict=True):
+            assert segment["place"] == [len(shown), len(shown) + s.length]
+            for run in segment["runs"]:
+                assert run["start"] == len(shown) and run["end"] == len(shown) + len(run["tokens"])
+                shown += [(t, run["trained"], run["weight"]) for t in run["tokens"]]
+        used = sum(s.length for s in row.segments)
+        assert detail["padding"] == len(row.tokens) - used
+        assert [s[:2] for s in shown] == list(zip(row.tokens[:used].tolist(), flags[:used].tolist(), strict=True))
+        assert [s[2] for s in shown] == pytest.approx(naive_weights(row, flags, Rule(detail["rule"])))
+        json.dumps(detail)
+    with pytest.raises(IndexError):
+        row_detail(dataset, 21)
+
+
+def naive_weights(row: Any, flags: np.ndarray, rule: Rule) -> list[float]:
+    weights, low = [], 0
+    for s in row.segments:
+        places = range(low, low + s.length)
+        for p in places:
+            vision = row.tokens[p] >= 300
+            alike = [q for q in places if flags[q] and (row.tokens[q] >= 300) == vision]
+            trained = [q for q in places if flags[q]]
+            by_rule = {Rule.TOKEN: 1, Rule.EXAMPLE: len(trained), Rule.LWM: 2 * len(alike)}
+            weights.append(1 / by_rule[rule] if flags[p] else 0.0)
+        low += s.length
+    return weights
+
+
+def test_text_is_decoded_and_frames_are_named(tmp_path):
+    dataset = toy(tmp_path, "it's", [[5, 6], [*range(300, 304), VISION.eof, *range(300, 307), VISION.eov], [300, 2]])
+    (segment,) = row_detail(dataset, 0, decode=lambda ids: "".join(chr(97 + i) for i in ids))["segments"]
+    assert [run["text"] for run in segment["runs"]] == [
+        "b",
+        "fg",
+        "⟨frame of 4 codes⟩",
+        "⟨image of 7 codes⟩",
+        "⟨part of a frame of 1 codes⟩",
+        "c",
+    ]
+    (segment,) = row_detail(dataset, 0)["segments"]
+    assert segment["runs"][1]["text"] == "5 6"
+    assert segment["record"] == "it's" and segment["weights"] == pytest.approx({"text": 0.5 / 3, "vision": 0.5 / 14})
+
+
+def toy(tmp_path: Any, record: str, parts: list[list[int]], task: str = "image-to-text") -> Dataset:
+    folder = Folder(str(tmp_path / "toy"))
+    folder.make(UNITS, SHARDS, REJECTS)
+    draft = Draft(VISION)
+    draft.add([1], trained=False)
+    for part in parts:
+        draft.add(part, trained=True, kind="user", ref=f'"{record}"')
+    with UnitWriter(folder, "u", VISION, Kind("sequences", LENGTH)) as writer:
+        writer.add(sequence_row([draft.example(task, record, record)], LENGTH, VISION))
+        writer.reject(Reject(record, record, "read", DROPPED, record))
+        writer.ledger.count(KEPT)
+        writer.commit("s", key="k")
+    report = read_report(folder, "u")
+    assert report
+    described = {"kind": "sequences", "length": LENGTH, "weights": "lwm", "fingerprint": VISION.fingerprint}
+    write_manifest(folder, write_index(folder, [report]), {**described, "vocabulary": vars(VISION)})
+    return Dataset(folder.url)
+
+
+def printed(what: RenderableType, colour: bool = False, width: int = 100) -> str:
+    out = io.StringIO()
+    Console(file=out, width=width, force_terminal=colour, color_system="standard" if colour else None).print(what)
+    return out.getvalue()
+
+
+def test_a_summary_is_legible_without_colour(build):
+    text = printed(render_summary(summarise(f"{build}/packed-64")))
+    assert "\x1b" not in text
+    for word in ("sequences of 64 tokens", "21", "fill", "laion", "gutenberg", "failed: too short", "█", "366 ids"):
+        assert word in text, word
+    assert "examples" in printed(render_summary(summarise(f"{build}/examples", task="text")))
+
+
+def test_a_row_is_legible_without_colour_and_coloured_with(tmp_path):
+    dataset = toy(tmp_path, "moby", [[5, 6], [7] * 9])
+    detail = row_detail(dataset, 0, decode=lambda ids: "".join(chr(97 + i) for i in ids))
+    plain = printed(render_row(detail))
+    assert "b⟦fghhhhhhhhh⟧" in plain and "\x1b" not in plain
+    for word in ("segment 1", "record moby", "positions 0 to 11", "of weight 0.0454545", "52 tokens", "'lwm'", "user"):
+        assert word in plain, word
+    assert "\x1b[1;32m⟦fghhhhhhhhh⟧" in printed(render_row(detail), colour=True)
+
+
+HOSTILE = "\x1b[2J\x07[bold red]\r\u202e\u2028\x9b31m[/bold red]\n:smile:\x00"
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_hostile_text_steers_nothing(tmp_path, colour):
+    dataset = toy(tmp_path, HOSTILE, [[5]], task=HOSTILE)
+    detail = row_detail(dataset, 0, decode=lambda ids: HOSTILE)
+    for what in (render_row(detail), render_row(detail, full=True), render_summary(summarise(dataset.folder.url))):
+        text = printed(what, colour, width=500)
+        assert not set("\x07\r\u202e\u2028\x9b\x00") & set(text) and "\x1b[2J" not in text
+        assert "[bold red]" in text and "\\x1b[2J" in text and ":smile:" in text
+
+
+def test_long_texts_lose_their_middle_unless_asked_for(tmp_path):
+    dataset = toy(tmp_path, "moby", [[5]])
+    detail = row_detail(dataset, 0, decode=lambda ids: "a" * 5000 + "z")
+    assert len(printed(render_row(detail))) < 3000 < len(printed(render_row(detail, full=True)))
+    assert "⟨… 4,601 characters …⟩" in printed(render_row(detail), width=2000)
+    assert elided("abc", 3) == "abc" and elided("abcdef", 4) == "ab ⟨… 2 characters …⟩ ef"
+    assert visible("a\nb") == "a\\nb" and visible("a\nb", newlines=True) == "a\nb" and visible("é⟦") == "é⟦"
