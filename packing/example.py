@@ -1,7 +1,6 @@
 """The noun that flows: tokens of one example, which of them are trained, and what a reader may ask for."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -53,7 +52,7 @@ class Draft:
     def __init__(self, vocabulary: Vocabulary):
         self._dtype = vocabulary.dtype
         self._tokens: list[np.ndarray] = []
-        self._trained: list[np.ndarray] = []
+        self._trained: list[bool] = []
         self._spans: list[Span] = []
         self.length = 0
 
@@ -63,39 +62,14 @@ class Draft:
         if kind:
             self._spans.append(Span(self.length, self.length + len(ids), kind, ref))
         self._tokens.append(ids)
-        self._trained.append(np.full(len(ids), trained))
+        self._trained.append(trained)
         self.length += len(ids)
 
     def example(self, task: str, source: str, record: str) -> Example:
         """Close the draft. The first token is marked untrained whatever was asked."""
-        trained = np.concatenate(self._trained)
+        trained = np.repeat(self._trained, list(map(len, self._tokens)))
         trained[:1] = False
         return Example(np.concatenate(self._tokens), trained, task, source, record, 0, tuple(self._spans))
-
-
-def windows(example: Example, length: int) -> Iterator[Example]:
-    """Cut an example into consecutive windows of at most `length` tokens.
-
-    Windows after the first repeat no BOS. A remainder of one token would train nothing and is left out:
-    the caller counts it as dropped.
-    """
-    for low in range(0, len(example.tokens), length):
-        high = min(low + length, len(example.tokens))
-        if high - low > 1 or low == 0:
-            yield window(example, low, high)
-
-
-def window(example: Example, low: int, high: int) -> Example:
-    """Take tokens `[low, high)` with their flags and the spans that they meet."""
-    trained = example.trained[low:high].copy()
-    trained[:1] = False
-    return replace(
-        example,
-        tokens=example.tokens[low:high],
-        trained=trained,
-        start=example.start + low,
-        spans=clip_spans(example.spans, low, high),
-    )
 
 
 def clip_spans(spans: tuple[Span, ...], low: int, high: int) -> tuple[Span, ...]:

@@ -16,9 +16,8 @@ from .shard import HashingFile, Kind, ShardInfo, ShardWriter
 from .storage import Folder
 
 UNITS, SHARDS, REJECTS = "units", "shards", "rejects"
-REJECT_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("source", "record", "stage", "status", "reason", "error", "where", "exact", "url")]
-)
+REJECT_FIELDS = ("source", "record", "stage", "status", "reason", "error", "where", "exact", "url")
+REJECT_SCHEMA = pa.schema([(name, pa.string()) for name in REJECT_FIELDS])
 REJECTS_AT_ONCE = 16384
 
 

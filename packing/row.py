@@ -2,6 +2,7 @@
 
 import json
 import struct
+import sys
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ import numpy as np
 
 from ..tokenizers.vocabulary import Vocabulary
 from .example import Example, Span
+
+_COMPACT = json.JSONEncoder(separators=(",", ":"))
 
 
 class Segment(NamedTuple):
@@ -46,10 +49,11 @@ class Row:
 
 def encode_runs(flags: np.ndarray) -> np.ndarray:
     """Turn bool `[n]` into alternating run lengths, int32, beginning with a run of False."""
-    edges = np.flatnonzero(flags[1:] != flags[:-1]) + 1
-    borders = np.concatenate(([0], edges, [len(flags)]))
-    runs = np.diff(borders).astype(np.int32)
-    return np.concatenate((np.zeros(1, np.int32), runs)) if len(flags) and flags[0] else runs
+    first = [0] if len(flags) and flags[0] else []
+    edges = np.flatnonzero(flags[1:] != flags[:-1]).tolist()
+    ends = np.array([*first, *(edge + 1 for edge in edges), len(flags)], np.int32)
+    ends[1:] -= ends[:-1].copy()
+    return ends
 
 
 def decode_runs(runs: np.ndarray, low: int = 0, high: int | None = None) -> np.ndarray:
@@ -116,7 +120,7 @@ def payload(row: Row) -> bytes:
     """
     parts = (
         _little(row.tokens),
-        json.dumps(row.segments, separators=(",", ":")).encode(),
+        _COMPACT.encode(row.segments).encode(),
         _little(row.trained),
         row.exact,
         _little(row.near),
@@ -130,4 +134,4 @@ def crc32(row: Row) -> int:
 
 
 def _little(array: np.ndarray) -> bytes:
-    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    return array.tobytes() if sys.byteorder == "little" else array.byteswap().tobytes()

@@ -1,4 +1,4 @@
-"""Rows: run lengths, windows, packing and the bytes that a checksum covers, each against a plain loop."""
+"""Rows: run lengths, spans, packing and the bytes that a checksum covers, each against a plain loop."""
 
 import json
 import struct
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from worldloom.packing.example import Draft, Example, Span, windows
+from worldloom.packing.example import Draft, Example, Span, clip_spans
 from worldloom.packing.row import (
     Row,
     Segment,
@@ -68,31 +68,16 @@ def test_a_part_of_the_flags(flags, data):
     assert decode_runs(encode_runs(np.array(flags, bool)), low, high).tolist() == flags[low:high]
 
 
-@given(examples(), st.integers(1, 31))
-def test_windows_cover_each_token_once_but_a_single_last_one(example, length):
-    cut = list(windows(example, length))
-    kept = [(w.start - example.start + i, int(t)) for w in cut for i, t in enumerate(w.tokens)]
-    numbered = [(i, int(t)) for i, t in enumerate(example.tokens)]
-    alone = length > 1 and len(numbered) > 1 and len(numbered) % length == 1
-    if length > 1:
-        assert kept == (numbered[:-1] if alone else numbered)
-        assert all(2 <= len(w.tokens) <= length for w in cut) or len(numbered) == 1
-    for w in cut:
-        low = w.start - example.start
-        flags = example.trained[low : low + len(w.trained)].tolist()
-        assert w.trained.tolist() == [False, *flags[1:]]  # nothing predicts a window's first token
-
-
-@given(examples(), st.integers(2, 31))
-def test_windows_move_the_spans_along(example, length):
-    for w in windows(example, length):
-        low, high = w.start - example.start, w.start - example.start + len(w.tokens)
-        expected = []
-        for span in example.spans:
-            inside = [i - low for i in range(span.start, span.end) if low <= i < high]
-            if inside:
-                expected.append(Span(inside[0], inside[-1] + 1, span.kind, span.ref))
-        assert list(w.spans) == expected
+@given(examples(), st.data())
+def test_spans_are_cut_with_their_tokens(example, data):
+    low = data.draw(st.integers(0, len(example.tokens) - 1))
+    high = data.draw(st.integers(low + 1, len(example.tokens)))
+    expected = []
+    for span in example.spans:
+        inside = [i - low for i in range(span.start, span.end) if low <= i < high]
+        if inside:
+            expected.append(Span(inside[0], inside[-1] + 1, span.kind, span.ref))
+    assert list(clip_spans(example.spans, low, high)) == expected
 
 
 @given(examples())
