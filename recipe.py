@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from .errors import UserError
 from .packing.weights import Rule
 from .schema import Section, read_yaml, set_values, validate
 
@@ -90,7 +91,7 @@ class Limits(Section):
     """Where a job stops."""
 
     failed: Fraction = Field(0.02, description="failed records, of those read, above which the job fails")
-    record_bytes: int = Field(2**28, ge=1, description="a record with more bytes fails")
+    record_bytes: int = Field(2**28, ge=1, le=2**40, description="a record with more bytes fails")
 
 
 class Recipe(Section):
@@ -122,9 +123,7 @@ class Recipe(Section):
             if unknown:
                 raise ValueError(f"pack {section.name}: there is no source {unknown[0]}; sources: {', '.join(names)}")
             if section.split == "eval" and not self.eval:
-                raise ValueError(
-                    f"pack {section.name}: split eval is empty while eval is 0; set eval, say to 0.01"
-                )
+                raise ValueError(f"pack {section.name}: split eval is empty while eval is 0; set eval, say to 0.01")
         return self
 
     def source(self, name: str) -> BooksSource:
@@ -168,4 +167,14 @@ def resolve_paths(data: dict[str, Any], base: Path) -> dict[str, Any]:
 def _absolute(path: Any, base: Path) -> Any:
     if not isinstance(path, str) or "://" in path or not path:
         return path
-    return str(base / Path(path).expanduser())
+    try:
+        return str(base / Path(path).expanduser())
+    except RuntimeError:
+        raise UserError(f"{path}: there is no such user here; write the path out") from None
+
+
+if __name__ == "__main__":
+    import json
+    import sys
+
+    json.dump(Recipe.model_json_schema(), sys.stdout, indent=1)

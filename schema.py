@@ -26,7 +26,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
       UserError: if it is missing, no YAML, or holds something else.
     """
     try:
-        data = yaml.safe_load(Path(path).read_text("utf-8"))
+        data = parse(Path(path).read_text("utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: name a YAML file, for example one of recipes/") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -34,6 +34,26 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise UserError(f"{path} holds {type(data).__name__} where a mapping of keys is needed")
     return data
+
+
+class _Loader(yaml.SafeLoader):
+    """A loader that refuses a key given twice, of which YAML readers silently take the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        mapping = super().construct_mapping(node, deep)
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.MarkedYAMLError(problem=f"the key {twice[0]} is given twice", problem_mark=node.start_mark)
+        return mapping
+
+
+def parse(text: str) -> Any:
+    """Read YAML text as plain data.
+
+    Raises:
+      yaml.YAMLError: if it is none, or gives a key twice.
+    """
+    return yaml.load(text, _Loader)  # a SafeLoader
 
 
 def set_values(data: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
@@ -44,23 +64,25 @@ def set_values(data: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
     """
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
-        if not equals:
+        if not equals or not key:
             raise UserError(f"--set {assignment}: write KEY=VALUE, for example --set limits.failed=0.1")
         *parents, last = key.split(".")
         place: Any = data
         for part in parents:
             place = _step(place, part, key)
-        if isinstance(place, list):
-            place[_position(place, last, key)] = yaml.safe_load(value)
-        else:
-            place[last] = yaml.safe_load(value)
+        place[_position(place, last, key) if isinstance(place, list) else last] = _value(assignment, value)
     return data
 
 
+def _value(assignment: str, value: str) -> Any:
+    try:
+        return parse(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {assignment}: {value} is no YAML: {' '.join(str(error).split())}") from None
+
+
 def _step(place: Any, part: str, key: str) -> Any:
-    if isinstance(place, list):
-        return place[_position(place, part, key)]
-    child = place.setdefault(part, {})
+    child = place[_position(place, part, key)] if isinstance(place, list) else place.setdefault(part, {})
     if not isinstance(child, dict | list):
         raise UserError(f"--set {key}: {part} is {child!r} and has no keys inside")
     return child
@@ -88,11 +110,11 @@ def validate(model: type[Model], data: dict[str, Any], where: str) -> Model:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise UserError(f"{where}: {_sentence(model, error.errors()[0])}") from None
+        raise UserError(f"{where}: {_sentence(model, data, error.errors())}") from None
 
 
-def _sentence(model: type[BaseModel], error: Any) -> str:
-    path = [str(part) for part in error["loc"] if not str(part).startswith("function-")]
+def _sentence(model: type[BaseModel], data: Any, errors: list[Any]) -> str:
+    error, path = _first(data, errors)
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
         allowed = _fields_at(model, path[:-1])
@@ -104,7 +126,26 @@ def _sentence(model: type[BaseModel], error: Any) -> str:
     problem = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "value_error":
         return f"{key}: {problem}" if key else problem
+    if error["type"] == "model_type":
+        problem = "a mapping of keys is needed"
     return f"{key}: found {_short(error['input'])}; {problem[0].lower()}{problem[1:]}"
+
+
+def _first(data: Any, errors: list[Any]) -> tuple[Any, list[str]]:
+    """Take the first error and its key; of the errors of a union, one for each branch, the one that goes deepest."""
+    found = [(error, _path(data, error)) for error in errors]
+    first = found[0][1]
+    return max((f for f in found if f[1][: len(first)] == first), key=lambda f: len(f[1]))
+
+
+def _path(data: Any, error: Any) -> list[str]:
+    """Return where in the data an error is: pydantic names a union's branches and validators, too."""
+    path, place = [], data
+    for part in error["loc"]:
+        if (isinstance(place, dict) and part in place) or (isinstance(place, list) and part in range(len(place))):
+            path.append(str(part))
+            place = place[part]
+    return [*path, str(error["loc"][-1])] if error["type"] == "missing" else path
 
 
 def _short(value: Any) -> str:

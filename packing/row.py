@@ -13,6 +13,7 @@ import numpy as np
 from ..tokenizers.vocabulary import Vocabulary
 from .example import Example, Span
 
+_AS_STORED = "<|=" if sys.byteorder == "little" else "<|"  # NumPy's marks of byte orders that need no swap
 _COMPACT = json.JSONEncoder(separators=(",", ":"))
 
 
@@ -134,4 +135,4 @@ def crc32(row: Row) -> int:
 
 
 def _little(array: np.ndarray) -> bytes:
-    return array.tobytes() if sys.byteorder == "little" else array.byteswap().tobytes()
+    return (array if array.dtype.byteorder in _AS_STORED else array.byteswap()).tobytes()

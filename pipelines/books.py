@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import reprlib
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
@@ -18,16 +19,18 @@ from ..packing.report import Reject
 from ..recipe import BooksSource, Limits, Recipe
 from ..tokenizers.vocabulary import Vocabulary
 from .documents import (
+    DAMAGE,
     BadRecord,
     Found,
     TextDocument,
     column,
     is_saved_dataset,
     load_hugging_face,
+    missing_column,
     read_part,
-    top_columns,
+    storable,
 )
-from .files import File, codec_of, form_of, list_files, open_raw
+from .files import File, codec_of, filesystem, form_of, list_files, open_raw
 from .gutenberg import strip
 from .units import Part, fraction
 
@@ -55,13 +58,11 @@ def _check_columns(source: BooksSource, file: File | None) -> None:
         return
     try:
         with open_raw(file.url) as raw:
-            names = pq.read_schema(pa.PythonFile(raw, mode="r")).names
-    except (OSError, pa.ArrowException):
+            lack = missing_column(source, pq.read_schema(pa.PythonFile(raw, mode="r")))
+    except DAMAGE:
         return  # a damaged file is a reject of the job, not the recipe's fault
-    if missing := sorted(set(top_columns(source, names)) - set(names)):
-        raise UserError(
-            f"source {source.name}: {file.url} has no column {missing[0]}; it has {', '.join(names)}: set columns"
-        )
+    if lack:
+        raise UserError(f"source {source.name}: {file.url}: {lack}: set columns or filters.equals")
 
 
 def _file_parts(file: File, unit_bytes: int) -> Iterator[tuple[Part, int]]:
@@ -73,26 +74,29 @@ def _file_parts(file: File, unit_bytes: int) -> Iterator[tuple[Part, int]]:
             high = min(low + unit_bytes, file.size)
             yield Part(file.id, file.url, low, high, file.size, file.version), high - low
     else:
-        yield from _row_groups(file)
+        yield from _row_groups(file, unit_bytes)
 
 
-def _row_groups(file: File) -> Iterator[tuple[Part, int]]:
+def _row_groups(file: File, unit_bytes: int) -> Iterator[tuple[Part, int]]:
+    """Yield runs of row groups of about `unit_bytes`: each part reads the footer again."""
     try:
         with open_raw(file.url) as raw:
             footer = pq.read_metadata(pa.PythonFile(raw, mode="r"))
-    except (OSError, pa.ArrowException):
+    except DAMAGE:
         yield Part(file.id, file.url, 0, -1, file.size, file.version), file.size
         return
+    low = size = 0
     for number in range(footer.num_row_groups):
-        size = footer.row_group(number).total_byte_size
-        yield Part(file.id, file.url, number, number + 1, file.size, file.version), size
+        size += footer.row_group(number).total_byte_size
+        if size >= unit_bytes or number == footer.num_row_groups - 1:
+            yield Part(file.id, file.url, low, number + 1, file.size, file.version), size
+            low, size = number + 1, 0
 
 
 def _dataset_parts(source: BooksSource) -> Iterator[tuple[Part, int]]:
     dataset = load_hugging_face(source)
-    if missing := sorted(set(top_columns(source, dataset.column_names)) - set(dataset.column_names)):
-        have = ", ".join(dataset.column_names)
-        raise UserError(f"source {source.name}: the dataset has no column {missing[0]}; it has {have}: set columns")
+    if lack := missing_column(source, dataset.features.arrow_schema):
+        raise UserError(f"source {source.name}: the dataset has {lack}: set columns or filters.equals")
     name = source.dataset or source.paths[0].rstrip("/").rsplit("/", 1)[-1]
     row_bytes = max(1, dataset.data.nbytes // max(1, len(dataset)))
     step = max(1, source.unit_bytes // row_bytes)
@@ -129,18 +133,19 @@ def examine(found: Found, source: BooksSource, seed: int, denied: frozenset[str]
     if isinstance(found, BadRecord):
         if found.record in denied:
             return Outcome(None, _reject(found, source, "read", DROPPED, "denied", found.record))
-        return Outcome(None, _reject(found, source, "read", FAILED, found.reason, found.error))
+        return Outcome(None, _reject(found, source, "read", found.status, found.reason, found.error))
     try:
         exact = content_hash(found.text)
     except UnicodeEncodeError as error:
         return Outcome(None, _reject(found, source, "read", FAILED, "not Unicode", str(error)))
-    if entry := denied_by(denied, found.record, exact.hex(), url_of(found)):
+    if denied and (entry := denied_by(denied, found.record, exact.hex(), url_of(found))):
         return Outcome(None, _reject(found, source, "filter", DROPPED, "denied", entry, exact))
     if source.sample < 1 and fraction(seed, "sample", source.name, found.record) >= source.sample:
         return Outcome(None, _reject(found, source, "filter", DROPPED, "not in the sample", "", exact))
     for name, wanted in source.filters.equals.items():
         if (value := column(found.columns, name)) != wanted:
-            return Outcome(None, _reject(found, source, "filter", DROPPED, f"{name} differs", f"{value!r:.200}", exact))
+            detail = reprlib.repr(value)
+            return Outcome(None, _reject(found, source, "filter", DROPPED, f"{name} differs", detail, exact))
     if not found.text.strip():
         return Outcome(None, _reject(found, source, "filter", DROPPED, "empty", "", exact))
     if (nul := found.text.find("\0")) >= 0:
@@ -157,7 +162,7 @@ def _reject(
 def url_of(found: Found) -> str:
     """Return what a record's `url` column says, or ""."""
     columns = found.columns if isinstance(found, TextDocument) else {}
-    return next((str(value) for name, value in columns.items() if name.lower() == "url" and value), "")
+    return next((storable(str(value)) for name, value in columns.items() if name.lower() == "url" and value), "")
 
 
 def content_hash(text: str) -> bytes:
@@ -171,11 +176,13 @@ def content_hash(text: str) -> bytes:
 
 def denied_by(denied: frozenset[str], *names: str) -> str:
     """Return the entry of a deny list that is one of a record's names: id, content hash or URL. "" where none is."""
-    return next((name for name in names if name in denied), "") if denied else ""
+    return next((name for name in names if name in denied), "")
 
 
 def judge_length(tokens: int, source: BooksSource) -> str:
     """Return why a text of so many tokens is dropped, or ""."""
+    if not tokens:
+        return "empty"
     low, high = source.filters.min_tokens, source.filters.max_tokens
     if low is not None and tokens < low:
         return "below min_tokens"
@@ -198,26 +205,28 @@ def render(ids: np.ndarray, source: str, record: str, url: str, vocabulary: Voca
     return draft.example(TEXT, source, record)
 
 
-@lru_cache(maxsize=64)
-def deny_list(deny: tuple[str, ...] | str) -> frozenset[str]:
-    """Read a deny list: its entries, or a file with one entry a line, # for comments.
+def denied(source: BooksSource) -> frozenset[str]:
+    """Return the entries of a source's deny list: its own, or those of a file, one a line, # for comments.
 
     Raises:
-      UserError: if the file is missing.
+      UserError: if the file cannot be read.
     """
-    if not isinstance(deny, str):
-        return frozenset(deny)
+    if not isinstance(source.deny, str):
+        return frozenset(source.deny)
+    fs, path = filesystem(source.deny)
     try:
-        with fsspec.open(deny, "r", encoding="utf-8") as file:
-            lines = [line.strip() for line in file]
+        return _deny_file(source.deny, fs.ukey(path))
     except FileNotFoundError:
-        raise UserError(f"the deny list {deny} does not exist: mend the path, or leave deny out") from None
+        raise UserError(f"the deny list {source.deny} does not exist: mend the path, or leave deny out") from None
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"the deny list {source.deny} cannot be read: {error}") from error
+
+
+@lru_cache(maxsize=64)
+def _deny_file(url: str, version: str) -> frozenset[str]:
+    with fsspec.open(url, "r", encoding="utf-8-sig") as file:
+        lines = [line.strip() for line in file]
     return frozenset(line for line in lines if line and not line.startswith("#"))
-
-
-def denied(source: BooksSource) -> frozenset[str]:
-    """Return the entries of a source's deny list."""
-    return deny_list(source.deny if isinstance(source.deny, str) else tuple(source.deny))
 
 
 def key_facts(recipe: Recipe, source: BooksSource) -> dict[str, object]:

@@ -1,23 +1,26 @@
 """Text documents: what each form of file holds, one record after the other, the bad ones named."""
 
 import json
+import reprlib
+import sys
 import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import UserError
+from ..packing.ledger import DROPPED, FAILED
 from ..recipe import BookColumns, BooksSource
-from .files import SAVED, form_of, open_plain, open_raw
+from .archive import is_outside, members
+from .files import SAVED, filesystem, form_of, hidden, open_plain, open_raw
 from .units import Part
 
 BLOCK = 2**20
-PARQUET_ROWS = 64  # rows decoded at once: long texts make them large
-DAMAGE = (OSError, EOFError, pa.ArrowException, tarfile.TarError)  # what broken files and streams raise
+TABLE_ROWS = 64  # rows decoded at once: long texts make them large
+DAMAGE = (OSError, EOFError, UnicodeError, pa.ArrowException, tarfile.TarError)  # what broken files and streams raise
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class BadRecord:
     where: str
     reason: str
     error: str
+    status: str = FAILED
 
 
 Found = TextDocument | BadRecord
@@ -49,14 +53,24 @@ def read_part(source: BooksSource, part: Part, record_bytes: int) -> Iterator[Fo
     Args:
       record_bytes: a record with more bytes is bad.
     """
-    if source.dataset or form_of(part.url) == "":
-        yield from _rows(load_hugging_face(source), part, source.columns)
-        return
     readers = {"txt": _text_file, "jsonl": _json_lines, "parquet": _parquet, "tar": _tar}
+    read = _rows if source.dataset else readers.get(form_of(part.url), _rows)
     try:
-        yield from readers[form_of(part.url)](part, source, record_bytes)
+        yield from map(_storable, read(part, source, record_bytes))
     except DAMAGE as error:
-        yield BadRecord(f"{part.id}#damaged", part.url, "damaged file", f"{type(error).__name__}: {error}")
+        bad = BadRecord(f"{part.id}#damaged", part.url, "damaged file", f"{type(error).__name__}: {error}")
+        yield _storable(bad)
+
+
+def _storable(found: Found) -> Found:
+    if found.record.isascii() and found.where.isascii():
+        return found
+    return replace(found, record=storable(found.record), where=storable(found.where))
+
+
+def storable(name: str) -> str:
+    """Escape what UTF-8 has no bytes for: file names may hold any bytes, and JSON half a surrogate pair."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _text_file(part: Part, source: BooksSource, record_bytes: int) -> Iterator[Found]:
@@ -85,13 +99,16 @@ def _decoded(record: str, where: str, data: bytes, record_bytes: int) -> Found:
 
 def _json_lines(part: Part, source: BooksSource, record_bytes: int) -> Iterator[Found]:
     """Read the lines whose first byte lies in the part, so that ranges share no line and miss none."""
+    if not part.size:
+        yield TextDocument(part.id, part.url, "")
+    end = part.end if part.end >= 0 else sys.maxsize
     with open_plain(part.url) as file:
-        offset = _seek_line(file, part.start)
-        while (part.end < 0 or offset < part.end) and (line := file.readline(record_bytes + 1)):
+        offset = _seek_line(file, part.start, end)
+        while offset < end and (line := file.readline(record_bytes + 1)):
             record, where = f"{part.id}@{offset}", f"{part.url} at byte {offset}"
             offset += len(line)
             if len(line) > record_bytes and not line.endswith(b"\n"):
-                offset += _skip_line(file)
+                offset += _skip_line(file, end - offset)
                 yield BadRecord(
                     record, where, "too large", f"a line of over limits.record_bytes = {record_bytes} bytes"
                 )
@@ -99,17 +116,18 @@ def _json_lines(part: Part, source: BooksSource, record_bytes: int) -> Iterator[
                 yield _json_line(record, where, line, source.columns)
 
 
-def _seek_line(file: BinaryIO, start: int) -> int:
-    """Go to the first line that begins at or after `start`. Returns its offset."""
+def _seek_line(file: BinaryIO, start: int, end: int) -> int:
+    """Go to the first line that begins at or after `start`. Returns its offset, or one from `end` on."""
     if start == 0:
         return 0
     file.seek(start - 1)
-    return start - 1 + _skip_line(file)
+    return start - 1 + _skip_line(file, end - start + 1)
 
 
-def _skip_line(file: BinaryIO) -> int:
+def _skip_line(file: BinaryIO, most: int) -> int:
+    """Read on to the end of the line, or over `most` bytes: a line of many parts is not read by each to its end."""
     skipped = 0
-    while line := file.readline(BLOCK):
+    while skipped < most and (line := file.readline(min(BLOCK, most - skipped))):
         skipped += len(line)
         if line.endswith(b"\n"):
             break
@@ -118,7 +136,7 @@ def _skip_line(file: BinaryIO) -> int:
 
 def _json_line(record: str, where: str, line: bytes, columns: BookColumns) -> Found:
     try:
-        data = json.loads(line)
+        data = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         return BadRecord(record, where, "not UTF-8", f"{error.reason} at byte {error.start} of the line")
     except (ValueError, RecursionError) as error:
@@ -133,8 +151,8 @@ def _row(record: str, where: str, data: Any, columns: BookColumns) -> Found:
         return BadRecord(record, where, "no row", f"found {type(data).__name__} where columns are needed")
     if columns.id is not None:
         name = column(data, columns.id)
-        if not isinstance(name, str | int) or name == "":
-            return BadRecord(record, where, "no id", f"column {columns.id} holds {name!r:.80}")
+        if not isinstance(name, str | int) or isinstance(name, bool) or name == "":
+            return BadRecord(record, where, "no id", f"column {columns.id} holds {reprlib.repr(name)}")
         record = str(name)
     text = column(data, columns.text)
     if not isinstance(text, str):
@@ -155,46 +173,85 @@ def column(row: dict[str, Any], name: str) -> Any:
 def _parquet(part: Part, source: BooksSource, record_bytes: int) -> Iterator[Found]:
     with open_raw(part.url) as raw:
         file = pq.ParquetFile(pa.PythonFile(raw, mode="r"))
-        wanted = top_columns(source, file.schema_arrow.names)
-        if missing := sorted(set(wanted) - set(file.schema_arrow.names)):
-            have = ", ".join(file.schema_arrow.names)
-            yield BadRecord(f"{part.id}#columns", part.url, "no such column", f"no {missing[0]}; it has {have}")
+        if lack := missing_column(source, file.schema_arrow):
+            yield BadRecord(f"{part.id}#columns", part.url, "no such column", lack)
             return
         groups = range(part.start, file.num_row_groups if part.end < 0 else part.end)
         first = sum(file.metadata.row_group(g).num_rows for g in range(part.start))
-        batches = file.iter_batches(PARQUET_ROWS, row_groups=list(groups), columns=wanted)
-        rows = (row for batch in batches for row in batch.to_pylist())
-        for number, row in enumerate(rows, first):
-            yield _capped(_row(f"{part.id}#{number}", f"{part.url} row {number}", row, source.columns), record_bytes)
+        columns = _top_columns(source, file.schema_arrow.names)
+        batches = file.iter_batches(TABLE_ROWS, row_groups=list(groups), columns=columns)
+        yield from _table_rows(batches, first, part, source, record_bytes)
 
 
-def top_columns(source: BooksSource, names: list[str]) -> list[str]:
+def _table_rows(
+    tables: Iterable[pa.Table | pa.RecordBatch], first: int, part: Part, source: BooksSource, record_bytes: int
+) -> Iterator[Found]:
+    """Make documents of a table's rows, one in Python at once; `first` is the number of the first."""
+    for number, row in enumerate((t.slice(i, 1) for t in tables for i in range(t.num_rows)), first):
+        record, where = f"{part.id}#{number}", f"{part.url} row {number}"
+        try:
+            found = _row(record, where, row.to_pylist()[0], source.columns)
+        except ValueError as error:  # Arrow checks no strings, and Python has no nanoseconds
+            reason = "not UTF-8" if isinstance(error, UnicodeError) else "unreadable row"
+            found = BadRecord(record, where, reason, str(error))
+        yield _capped(found, record_bytes)
+
+
+def missing_column(source: BooksSource, schema: pa.Schema) -> str:
+    """Say which column that a source reads is not in a schema, and what is there; or ""."""
+    lacks = [name for name in _read_columns(source) if not _has_column(schema, name)]
+    return f"no column {lacks[0]}; it has {', '.join(map(_spelled, schema))}" if lacks else ""
+
+
+def _read_columns(source: BooksSource) -> list[str]:
+    return [source.columns.text, *filter(None, [source.columns.id]), *source.filters.equals]
+
+
+def _has_column(schema: pa.Schema, name: str) -> bool:
+    fields = {field.name: field.type for field in schema}
+    if name in fields:
+        return True
+    top, *rest = name.split(".")
+    kind = fields.get(top, pa.null())
+    for part in rest:
+        if not pa.types.is_struct(kind) or kind.get_field_index(part) < 0:
+            return False
+        kind = kind.field(part).type
+    return top in fields
+
+
+def _spelled(field: pa.Field) -> str:
+    inner = [f"{field.name}.{f.name}" for f in field.type] if pa.types.is_struct(field.type) else []
+    return ", ".join([field.name, *inner])
+
+
+def _top_columns(source: BooksSource, names: list[str]) -> list[str]:
     """Name the top-level columns that a source reads, given those that there are."""
     urls = [name for name in names if name.lower() == "url"]  # a deny list may name them
-    read = [source.columns.text, *filter(None, [source.columns.id]), *source.filters.equals, *urls]
-    return sorted({name if name in names else name.split(".")[0] for name in read})
+    return sorted({name if name in names else name.split(".")[0] for name in [*_read_columns(source), *urls]})
 
 
 def _capped(found: Found, record_bytes: int) -> Found:
-    if isinstance(found, TextDocument) and len(found.text) > record_bytes:
+    if isinstance(found, TextDocument) and _is_longer(found.text, record_bytes):
         return BadRecord(found.record, found.where, "too large", f"over limits.record_bytes = {record_bytes}")
     return found
 
 
+def _is_longer(text: str, most: int) -> bool:
+    """Has a text more bytes than `most` as UTF-8? A character has one to four."""
+    return len(text) > most or (4 * len(text) > most and len(text.encode()) > most)
+
+
 def _tar(part: Part, source: BooksSource, record_bytes: int) -> Iterator[Found]:
-    with open_plain(part.url) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
-        for member in archive:
-            if member.isdir():
-                continue
+    with open_plain(part.url) as stream:
+        for member, content in members(stream):
             record, where = f"{part.id}/{member.name}", f"{part.url} member {member.name}"
-            if not member.isfile() or ".." in member.name.split("/") or member.name.startswith("/"):
+            if content is None or is_outside(member.name):
                 yield BadRecord(record, where, "no plain member", "a link, a device, or a path outside the archive")
-            elif not member.name.lower().endswith(".txt"):
-                yield BadRecord(record, where, "no text member", "only .txt members are read")
+            elif not member.name.lower().endswith(".txt") or hidden(member.name.removeprefix("./")):
+                yield BadRecord(record, where, "no text member", "no .txt, or hidden", DROPPED)
             else:
-                content = archive.extractfile(member)
-                assert content is not None, member.name  # isfile() was true
-                yield _decoded(record, where, _read_capped(content, record_bytes), record_bytes)  # type: ignore[arg-type]
+                yield _decoded(record, where, _read_capped(content, record_bytes), record_bytes)
 
 
 def load_hugging_face(source: BooksSource) -> Any:
@@ -209,7 +266,7 @@ def load_hugging_face(source: BooksSource) -> Any:
         if source.dataset:
             return datasets.load_dataset(source.dataset, split=source.split)
         loaded = datasets.load_from_disk(source.paths[0])
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
         name = source.dataset or source.paths[0]
         raise UserError(f"source {source.name}: the dataset {name} cannot be opened: {error}") from error
     if isinstance(loaded, datasets.DatasetDict):
@@ -219,12 +276,15 @@ def load_hugging_face(source: BooksSource) -> Any:
     return loaded
 
 
-def _rows(dataset: Any, part: Part, columns: BookColumns) -> Iterator[Found]:
-    for number in range(part.start, part.end):
-        yield _row(f"{part.id}#{number}", f"{part.url} row {number}", dataset[number], columns)
+def _rows(part: Part, source: BooksSource, record_bytes: int) -> Iterator[Found]:
+    dataset = load_hugging_face(source)
+    dataset = dataset.select_columns(_top_columns(source, dataset.column_names)).with_format("arrow")
+    starts = range(part.start, part.end, TABLE_ROWS)
+    tables = (dataset[low : min(low + TABLE_ROWS, part.end)] for low in starts)
+    yield from _table_rows(tables, part.start, part, source, record_bytes)
 
 
 def is_saved_dataset(path: str) -> bool:
     """Is this a folder that `save_to_disk` made?"""
-    fs, root = fsspec.core.url_to_fs(path)
+    fs, root = filesystem(path)
     return any(fs.exists(f"{root}/{name}") for name in SAVED)

@@ -2,18 +2,22 @@
 
 import io
 import posixpath
+import re
 from collections.abc import Iterable
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple
 
 import fsspec
 import pyarrow as pa
+from fsspec.implementations.local import LocalFileSystem
 
 from ..errors import UserError
 
 CODECS = {".gz": "gzip", ".tgz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 FORMS = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".tar": "tar", ".tgz": "tar"}
 SAVED = ("state.json", "dataset_dict.json")  # what save_to_disk leaves in a folder
+WILD = re.compile(r"[*?\[]")
+BUFFER = 2**17  # bytes
 
 
 class File(NamedTuple):
@@ -54,65 +58,97 @@ def _suffixes(path: str) -> tuple[str, str]:
 def list_files(patterns: Iterable[str]) -> list[File]:
     """Find the files that paths, folders and globs name, sorted by id, each once.
 
+    Folders and globs pass over what is hidden; links to files are followed, links to folders are not.
+
     Raises:
       UserError: if a pattern matches nothing, or a named file has no known form.
     """
-    found: dict[str, tuple[Any, dict[str, Any]]] = {}
-    roots = []
+    found: dict[str, dict[str, Any]] = {}
+    systems, roots = {}, []
     for pattern in patterns:
-        fs, path = fsspec.core.url_to_fs(pattern)
-        matched = _match(fs, path)
+        fs, path = filesystem(pattern)
+        root, matched = _match(fs, path)
         if not matched:
             raise UserError(f"{pattern} matches no file of a known form ({', '.join(FORMS)}): mend the path")
-        roots.append(_fixed_folder(fs, path))
-        found.update({name: (fs, info) for name, info in matched.items()})
+        systems[type(fs)] = fs
+        roots.append(root)
+        found.update(matched)
+    if len(systems) > 1:
+        raise UserError(f"{pattern} lies on another file system than the paths before it: make it a source of its own")
     root = posixpath.commonpath(roots)
-    return sorted(_file(fs, info, root) for fs, info in found.values())
+    return sorted(_file(fs, info, root) for info in found.values())
 
 
-def _match(fs: Any, path: str) -> dict[str, dict[str, Any]]:
-    if _is_glob(path):
-        infos = fs.glob(path, detail=True)
-    elif fs.isdir(path):
-        infos = fs.find(path, detail=True)
+def filesystem(url: str) -> tuple[Any, str]:
+    """Return a URL's file system, and the path on it.
+
+    Raises:
+      UserError: if there is no such file system.
+    """
+    try:
+        fs, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{url} cannot be opened: {error}") from error
+    return fs, path
+
+
+def _match(fs: Any, path: str) -> tuple[str, dict[str, dict[str, Any]]]:
+    """Find the files that a path names, and the folder that their ids start from."""
+    if fs.isfile(path):
+        return posixpath.dirname(path), {path: fs.info(path)} if form_of(path) else {}
+    if fs.isdir(path):
+        root, infos = path, fs.find(path, detail=True)
     else:
-        infos = {path: fs.info(path)} if fs.exists(path) else {}
-    files = {name: i for name, i in infos.items() if i["type"] == "file" and not _hidden(name)}
-    return {name: info for name, info in files.items() if form_of(name)}
+        root, infos = _fixed_folder(path), fs.glob(path, detail=True) if WILD.search(path) else {}
+    shown = {name: info for name, info in infos.items() if form_of(name) and not hidden(_below(name, root))}
+    linked = {name: _followed(fs, info) for name, info in shown.items()}
+    return root, {name: info for name, info in linked.items() if info["type"] == "file"}
 
 
-def _is_glob(path: str) -> bool:
-    return any(c in path for c in "*?[")
+def _followed(fs: Any, info: dict[str, Any]) -> dict[str, Any]:
+    """Look through a link. One that leads nowhere counts as a file, so that it is missed when it is read."""
+    if not info.get("islink"):
+        return info
+    try:
+        return {**fs.info(info["name"])}
+    except OSError:
+        return {**info, "type": "file"}
 
 
-def _hidden(name: str) -> bool:
-    return posixpath.basename(name).startswith((".", "_"))
+def hidden(path: str) -> bool:
+    """Is a relative path, or a folder in it, one that shells and Hive hide?"""
+    return any(part.startswith((".", "_")) for part in path.split("/"))
 
 
-def _fixed_folder(fs: Any, path: str) -> str:
-    """Take the folder of a path, in front of its first wildcard."""
-    if not _is_glob(path):
-        return path if fs.isdir(path) else posixpath.dirname(path)
-    fixed = path[: min(path.index(c) for c in "*?[" if c in path)]
-    return fixed.rsplit("/", 1)[0] or "/"
+def _fixed_folder(path: str) -> str:
+    """Take the folder of a glob in front of its first wildcard."""
+    return WILD.split(path, maxsplit=1)[0].rpartition("/")[0] or "/"
+
+
+def _below(name: str, root: str) -> str:
+    return name.removeprefix(root).lstrip("/")
 
 
 def _file(fs: Any, info: dict[str, Any], root: str) -> File:
     name = info["name"]
     marks = (info.get(key) for key in ("etag", "ETag", "generation", "mtime", "LastModified", "created"))
     version = next((str(mark) for mark in marks if mark is not None), "")
-    return File(posixpath.relpath(name, root or "/"), fs.unstrip_protocol(name), int(info["size"]), version)
+    return File(_below(name, root), fs.unstrip_protocol(name), int(info["size"]), version)
 
 
-def open_raw(url: str) -> BinaryIO:
-    """Open a file as it is."""
-    return cast(BinaryIO, fsspec.open(url, "rb").open())
+def open_raw(url: str) -> io.BufferedReader:
+    """Open a file as it is. Lines can be read up to a length, which not every file of fsspec's can."""
+    local = url.startswith("file://")  # "::" may stand in a file's name, and means a chain elsewhere
+    fs = LocalFileSystem() if local else fsspec.core.url_to_fs(url)[0]
+    return io.BufferedReader(fs.open(url, "rb"), BUFFER)
 
 
 def open_plain(url: str) -> BinaryIO:
     """Open a file with its compression undone; a truncated or damaged stream raises OSError when read."""
-    codec = codec_of(url)
+    raw, codec = open_raw(url), codec_of(url)
     if not codec:
-        return open_raw(url)
-    stream: Any = pa.CompressedInputStream(pa.PythonFile(open_raw(url), mode="r"), codec)
-    return cast(BinaryIO, io.BufferedReader(stream))
+        return raw
+    if not raw.peek(1):
+        raise OSError(f"no {codec} stream: the file is empty")
+    stream: Any = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), codec)
+    return io.BufferedReader(stream, BUFFER)

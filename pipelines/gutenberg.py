@@ -2,9 +2,12 @@
 
 import re
 
-START = re.compile(r"^\s*\*{3}\s*START OF (?:THE|THIS) PROJECT GUTENBERG EBOOK.*?\*{3}[^\S\n]*\n", re.M | re.S | re.I)
+START = re.compile(
+    r"^[^\S\n]*\*{3}\s*START OF (?:THE|THIS) PROJECT GUTENBERG EBOOK.*?\*{3}[^\S\n]*\n",
+    re.M | re.S | re.I,
+)
 END = re.compile(
-    r"^\s*(?:\*{3}\s*END OF (?:THE|THIS) PROJECT GUTENBERG EBOOK|End of (?:the )?Project Gutenberg['\u2019]?s?\b)",
+    r"^[^\S\n]*(?:\*{3}\s*END OF (?:THE|THIS) PROJECT GUTENBERG EBOOK|End of (?:the )?Project Gutenberg['\u2019]?s?\b)",
     re.M | re.I,
 )
 REACH = 2**15  # characters at either end in which the marks are looked for
@@ -18,4 +21,7 @@ def strip(text: str) -> str:
     start = START.search(text, 0, REACH)
     low = start.end() if start else 0
     end = END.search(text, max(low, len(text) - REACH))
-    return text[low : end.start() if end else len(text)].strip("\n") + "\n" if start or end else text
+    if not start and not end:
+        return text
+    body = text[low : end.start() if end else len(text)].strip("\r\n")
+    return f"{body}\n" if body.strip() else ""

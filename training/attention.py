@@ -6,8 +6,9 @@ A form is any function of `(q, k, v, positions, segments)`; where a token stands
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 Attention = Callable[[Array, Array, Array, Array, Array], Array]
 
@@ -44,10 +45,7 @@ def attention(q: Array, k: Array, v: Array, positions: Array, segments: Array) -
     grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3])
     scores = jnp.einsum("bqghd,bkgd->bghqk", grouped, k, preferred_element_type=jnp.float32) * q.shape[3] ** -0.5
     seen = visible(positions, segments)[:, None, None]
-    top = jnp.max(scores, axis=-1, keepdims=True, where=seen, initial=MASKED)
-    # The inner `where` keeps an unseen score from overflowing, the outer makes its share exactly zero.
-    shares = jnp.where(seen, jnp.exp(jnp.where(seen, scores, MASKED) - lax.stop_gradient(top)), 0.0)
-    total = shares.sum(-1, keepdims=True)
-    shares = shares / jnp.where(total == 0.0, 1.0, total)
+    shares = jax.nn.softmax(jnp.where(seen, scores, MASKED), axis=-1)
     mixed = jnp.einsum("bghqk,bkgd->bqghd", shares.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return mixed.reshape(q.shape).astype(q.dtype)
+    # A row of padding sees nothing, not even itself, and its shares mean nothing.
+    return jnp.where(segments[:, :, None, None] != 0, mixed.reshape(q.shape), 0.0).astype(q.dtype)

@@ -38,8 +38,13 @@ class Metrics(NamedTuple):
 
 def begin(config: Config, vocabulary: Vocabulary) -> State:
     """Draw the state before the first step from the config's seed."""
-    params = init(jax.random.key(config.seed), config.model, vocabulary)
-    return State(params, make_optimizer(config).init(params), jnp.int32(0))
+
+    @jax.jit
+    def draw() -> State:
+        params = init(jax.random.key(config.seed), config.model, vocabulary)
+        return State(params, make_optimizer(config).init(params), jnp.int32(0))
+
+    return draw()
 
 
 def cut(batch: Batch, accumulation: int) -> Parts:

@@ -2,10 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from statistics import fmean, median
 from typing import Protocol
@@ -32,18 +31,22 @@ METRICS, CURVE = "metrics.jsonl", "curve.png"
 class Dataset(Protocol):
     """What a run must know of its packed data set."""
 
-    length: int
-    vocabulary: Vocabulary
-    root: str
-    weights: Rule
+    @property
+    def length(self) -> int: ...
+    @property
+    def vocabulary(self) -> Vocabulary: ...
+    @property
+    def root(self) -> str: ...
 
 
 class Loader(Protocol):
-    """What a run must know of its loader; `batches` yields `(t, batch of step t)` from `start` on, without end."""
+    """What a run must know of its loader; `batches` yields `(t, batch of step t)` from `start` up to `stop`."""
 
-    dataset: Dataset
-
-    def batches(self, start: int) -> Generator[tuple[int, Batch], None, None]: ...
+    @property
+    def dataset(self) -> Dataset: ...
+    @property
+    def rule(self) -> Rule: ...
+    def batches(self, start: int, stop: int) -> Iterator[tuple[int, Batch]]: ...
 
 
 class Diverged(UserError):
@@ -90,14 +93,13 @@ def train(
       UserError: data, model, checkpoint or directory do not go together.
       Diverged: loss or gradient is not finite; the state before that step is saved.
     """
-    loader = loader or open_loader(config, config.data.path)
-    rule = config.data.weights or loader.dataset.weights
+    loader = loader or open_loader(config, config.data.path, config.data.weights)
     if config.evaluation and held_out is None:
-        held_out = open_loader(config, config.evaluation.path, rule)
+        held_out = open_loader(config, config.evaluation.path, loader.rule)
     check(config, loader, held_out)
     out = make_out(config)
     vocabulary, diary = loader.dataset.vocabulary, out / METRICS
-    measure = make_measure(config, held_out, rule, attend)
+    measure = make_measure(config, held_out, attend)
 
     def tell(line: metrics.Line) -> None:
         metrics.append(diary, line)
@@ -106,7 +108,7 @@ def train(
     with closing(Checkpoints(out / "checkpoints", config.checkpoint.keep, identify(config, loader))) as saved:
         first = saved.restore(jax.eval_shape(lambda: begin(config, vocabulary))) or begin(config, vocabulary)
         metrics.rewind(diary, int(first.step))
-        for state, line in run(config, first, loader, rule, attend):
+        for state, line in run(config, first, loader, attend):
             if not math.isfinite(line["loss"] + line["gradient_norm"]):
                 saved.save(state)
                 raise Diverged(diverged(config, line))
@@ -119,20 +121,17 @@ def train(
     return summarise(config, vocabulary, out)
 
 
-def run(
-    config: Config, state: State, loader: Loader, rule: Rule, attend: Attention
-) -> Iterator[tuple[State, metrics.Line]]:
+def run(config: Config, state: State, loader: Loader, attend: Attention) -> Iterator[tuple[State, metrics.Line]]:
     """Do the steps that are left, and yield the state and the metrics after each; the next one consumes the state."""
-    step, start = make_step(config, rule, attend), int(state.step)
-    with closing(loader.batches(start)) as batches:
+    step, start = make_step(config, loader.rule, attend), int(state.step)
+    clock = time.perf_counter()
+    for t, batch in loader.batches(start, config.steps):
+        state, told = step(state, cut(batch, config.accumulation), np.int32(batch.examples))
+        loss, norm, lr = map(float, told)  # waits for the device
+        tokens, seconds = int(np.count_nonzero(batch.segments)), time.perf_counter() - clock
+        line = {"step": t + 1, "loss": loss, "tokens": tokens, "tokens_per_second": tokens / seconds}
+        yield state, line | {"lr": lr, "gradient_norm": norm}
         clock = time.perf_counter()
-        for t, batch in islice(batches, config.steps - start):
-            state, told = step(state, cut(batch, config.accumulation), np.int32(batch.examples))
-            loss, norm, lr = map(float, told)  # waits for the device
-            tokens, seconds = int(np.count_nonzero(batch.segments)), time.perf_counter() - clock
-            line = {"step": t + 1, "loss": loss, "tokens": tokens, "tokens_per_second": tokens / seconds}
-            yield state, line | {"lr": lr, "gradient_norm": norm}
-            clock = time.perf_counter()
 
 
 def due(line: metrics.Line, every: int, config: Config) -> bool:
@@ -140,30 +139,27 @@ def due(line: metrics.Line, every: int, config: Config) -> bool:
     return line["step"] % every == 0 or line["step"] == config.steps
 
 
-def make_measure(config: Config, held_out: Loader | None, rule: Rule, attend: Attention) -> Callable[[Params], float]:
-    """Compile the held-out loss: of the first batches of `held_out`, by the rule of training."""
+def make_measure(config: Config, held_out: Loader | None, attend: Attention) -> Callable[[Params], float]:
+    """Compile the held-out loss: of the first batches of `held_out`."""
     evaluate = make_evaluation(config.model, attend)
 
     def measure(params: Params) -> float:
         assert held_out and config.evaluation
         nll = weights = examples = 0.0
-        with closing(held_out.batches(0)) as batches:
-            for _, batch in islice(batches, config.evaluation.batches):
-                sums = evaluate(params, cut(batch, config.accumulation))
-                nll, weights, examples = nll + float(sums[0]), weights + float(sums[1]), examples + batch.examples
-        return nll / float(divisor(rule, jnp.float32(examples), jnp.float32(weights)))
+        for _, batch in held_out.batches(0, config.evaluation.batches):
+            sums = evaluate(params, cut(batch, config.accumulation))
+            nll, weights, examples = nll + float(sums[0]), weights + float(sums[1]), examples + batch.examples
+        return nll / float(divisor(held_out.rule, jnp.float32(examples), jnp.float32(weights)))
 
     return measure
 
 
-def open_loader(config: Config, path: str, rule: Rule | None = None) -> Loader:
+def open_loader(config: Config, path: str, rule: Rule | None) -> Loader:
     """Open a packed data set for training; the one place that knows where batches come from."""
     from ..packing.dataset import open_dataset
     from .loader import Loader
 
-    dataset = open_dataset(path)
-    rule = rule or config.data.weights or dataset.weights
-    return Loader(dataset, rows=config.rows, seed=config.seed, weights=rule)
+    return Loader(open_dataset(path), rows=config.rows, seed=config.seed, weights=rule)
 
 
 def check(config: Config, loader: Loader, held_out: Loader | None) -> None:
@@ -211,7 +207,7 @@ def identify(config: Config, loader: Loader) -> Identity:
     return {
         "data": loader.dataset.root,
         "vocabulary": loader.dataset.vocabulary.fingerprint,
-        "data.weights": str(config.data.weights or loader.dataset.weights),
+        "data.weights": str(loader.rule),
         "rows": config.rows,
         "seed": config.seed,
     } | {f"model.{key}": value for key, value in shape.items()}
