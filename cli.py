@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from . import __version__
-from .errors import UserError
+from .errors import RunFailed, UserError
 
 Handler = Callable[[argparse.Namespace], int]
 
@@ -31,10 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
         return handler(options)
     except UserError as error:
         print(f"worldloom: {error}", file=sys.stderr)
-        return 1
+        return 1 if isinstance(error, RunFailed) else 2
     except ModuleNotFoundError as error:
         print(f"worldloom: {missing_extra(error)}", file=sys.stderr)
-        return 1
+        return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -249,12 +249,37 @@ def run_verify(options: argparse.Namespace) -> int:
 
 
 def run_train(options: argparse.Namespace) -> int:
-    from .training.config import load_config
+    from .training.config import load
+
+    summary = train_with_bar(load(options.config, options.set))
+    if options.json:
+        print(json.dumps(asdict(summary), indent=1, default=str))
+        return 0
+    held_out = "" if summary.held_out_loss is None else f", held out {summary.held_out_loss:.3f}"
+    print(f"{summary.steps:,} steps, {summary.parameters:,} parameters, {summary.tokens_per_second:,.0f} tokens/s")
+    print(f"loss {summary.first_loss:.3f} -> {summary.last_loss:.3f}{held_out}")
+    print(f"{summary.metrics}\n{summary.curve}")
+    return 0
+
+
+def train_with_bar(config: Any) -> Any:
+    """Train, with a bar on stderr where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     from .training.train import train
 
-    summary = train(load_config(options.config, options.set))
-    print(json.dumps(summary.to_json(), indent=1) if options.json else summary)
-    return 0
+    columns = (TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"))
+    bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not sys.stderr.isatty())
+    with bar:
+        task = bar.add_task("train", total=config.steps, told="")
+
+        def report(line: dict[str, Any]) -> None:
+            if "loss" in line:
+                told = f"loss {line['loss']:.3f}  {line['tokens_per_second']:,.0f} tokens/s"
+                bar.update(task, completed=line["step"], told=told)
+
+        return train(config, report=report)
 
 
 def run_train_tokenizer(options: argparse.Namespace) -> int:

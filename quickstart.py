@@ -4,7 +4,6 @@ import shutil
 import sys
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -64,12 +63,12 @@ def inspect(data: Path, folder: Path, console: Console) -> None:
 
 def train(folder: Path, console: Console) -> int:
     """Train a small model. Returns 1 if its loss has not clearly fallen."""
+    from .cli import train_with_bar
     from .training.config import load
-    from .training.train import train
 
     console.rule("4  train: a small model, until its loss has clearly fallen")
     console.print(f"$ worldloom train {folder / CONFIG}", style="bold", soft_wrap=True)
-    summary: Any = train(load(folder / CONFIG))
+    summary = train_with_bar(load(folder / CONFIG))
     console.print(f"loss {summary.first_loss:.3f} -> {summary.last_loss:.3f}, held out {summary.held_out_loss:.3f}")
     console.print(f"the curve: {summary.curve}", soft_wrap=True)
     console.print(f"next: edit {folder / RECIPE} and call the commands above again", soft_wrap=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..errors import UserError
+from ..errors import RunFailed
 
 KEPT, DROPPED, FAILED = "kept", "dropped", "failed"
 
@@ -84,12 +84,12 @@ def check_failures(ledger: Ledger, limit: float) -> None:
     """Refuse a job in which too many records failed.
 
     Raises:
-      UserError: if the rate is above `limit`, with the most frequent reasons.
+      RunFailed: if the rate is above `limit`, with the most frequent reasons.
     """
     if ledger.failure_rate > limit:
         failures = {k.removeprefix("failed: "): n for k, n in ledger.reasons.items() if k.startswith(FAILED)}
         worst = ", ".join(f"{r} ({n})" for r, n in sorted(failures.items(), key=lambda item: (-item[1], item[0]))[:3])
-        raise UserError(
+        raise RunFailed(
             f"{ledger.failed} of {ledger.read} records failed, {ledger.failure_rate:.1%}, and limits.failed allows "
             f"{limit:.1%}: mostly {worst}. They are listed in rejects/; mend the input or raise limits.failed "
             "and build again: finished units are kept"

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from ..errors import UserError
+from ..errors import RunFailed
 from ..packing.ledger import check_failures
 from ..packing.manifest import MANIFEST, Summary, sweep, write_index, write_manifest
 from ..packing.report import REJECTS, SHARDS, UNITS, Report, finished_units, read_report, report_name
@@ -86,7 +86,7 @@ def finish(job: Job, described: dict[str, Any], failure_limit: float) -> dict[st
     """Check that every unit is done, index the shards, sweep, and write the manifest.
 
     Raises:
-      UserError: if a unit has no report, or more records failed than the limit allows.
+      RunFailed: if a unit has no report, or more records failed than the limit allows.
     """
     remove_strays(job)
     summary: Summary = write_index(job.folder, _reports(job))
@@ -100,7 +100,7 @@ def _reports(job: Job) -> Iterator[Report]:
         for unit in job.units(part):
             report = read_report(job.folder, unit.name)
             if report is None or report.key != unit.key:
-                raise UserError(
+                raise RunFailed(
                     f"unit {unit.name} of {job.folder.url} is not done, or its input changed while the job ran: "
                     "call the same command again; finished units are kept"
                 )

@@ -10,7 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from ..errors import UserError
+from ..errors import RunFailed
 
 SECONDS = 0.5  # between two looks at the submitter
 AHEAD = 2  # calls waiting for each worker, so that none is idle between two
@@ -45,7 +45,7 @@ class LocalWorkers:
             try:
                 yield future.result()
             except BrokenProcessPool:
-                raise UserError(
+                raise RunFailed(
                     "a worker process was killed, perhaps for lack of memory: call the same command again, "
                     "with fewer --workers or a smaller unit_bytes; finished units are kept"
                 ) from None

@@ -49,7 +49,7 @@ def test_a_missing_extra_is_named():
 
 @pytest.mark.parametrize("command", ["inspect", "verify"])
 def test_a_folder_without_data_is_refused(command, tmp_path, capsys):
-    assert main([command, str(tmp_path)]) == 1
+    assert main([command, str(tmp_path)]) == 2
     message = capsys.readouterr().err
     assert message.startswith("worldloom: ") and message.count("\n") == 1
 

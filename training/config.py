@@ -1,23 +1,23 @@
 """What a training run is told, as one YAML file: every key typed, every default written here."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from ..errors import UserError
+from .. import schema
 from ..packing.weights import Rule
+from ..schema import read_yaml, set_values, validate
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Section(BaseModel):
-    """Refuse unknown keys and changes."""
+class Section(schema.Section):
+    """Refuse unknown keys and changes; `1e-4`, which YAML takes for text, is a number here."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=False)
 
 
 class Data(Section):
@@ -165,70 +165,32 @@ class Config(Section):
         return self
 
 
-def load(path: str | Path) -> Config:
+def load(path: str | Path, assignments: Sequence[str] = ()) -> Config:
     """Read a run's config, with relative paths taken from the file's folder.
 
+    Args:
+      assignments: `KEY=VALUE` changes, as of `--set`; their relative paths are taken from the working folder.
+
     Raises:
-      UserError: the file is missing, no YAML or no config; names each key, what was found and what is allowed.
+      UserError: the file is missing, no YAML or no config; names the key, what was found and what is allowed.
     """
-    path = Path(path)
-    try:
-        given = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"cannot read the config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the config {path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(given, dict):
-        raise UserError(f"the config {path} must be a mapping of keys, found {given!r}: see `worldloom train --help`")
-    return _rooted(parse(given, f"the config {path}"), path.parent)
+    given = _rooted(read_yaml(path), Path(path).resolve().parent)
+    return parse(_rooted(set_values(given, list(assignments)), Path.cwd()), str(path))
 
 
 def parse(given: dict[str, Any], name: str = "the config") -> Config:
     """Check a mapping and fill in the defaults.
 
     Raises:
-      UserError: names each key that is wrong, what was found and what is allowed.
+      UserError: names the key that is wrong, what was found and what is allowed.
     """
-    try:
-        return Config.model_validate(given)
-    except ValidationError as error:
-        raise UserError(f"{name}: {'; '.join(explain(error, Config))}") from error
+    return validate(Config, given, name)
 
 
-def explain(error: ValidationError, root: type[BaseModel]) -> list[str]:
-    """Put each fault of a config into words: the key, what was found, what is allowed."""
-    return [_explain(fault, root) for fault in error.errors()]
-
-
-def _explain(fault: Any, root: type[BaseModel]) -> str:
-    key, found = ".".join(map(str, fault["loc"])), fault["input"]
-    if fault["type"] == "extra_forbidden":
-        allowed = ", ".join(_section(root, fault["loc"][:-1]).model_fields)
-        return f"unknown key {key!r}, allowed here are {allowed}"
-    if fault["type"] == "missing":
-        return f"key {key!r} is missing"
-    if fault["type"] == "value_error":
-        cause = str(fault["ctx"]["error"])
-        return f"key {key!r}: {cause}" if key else cause
-    rule = fault["msg"].removeprefix("Input should be ").replace("Input should", "should")
-    return f"key {key!r} must be {rule}, found {found!r}"
-
-
-def _section(section: Any, loc: tuple[str | int, ...]) -> type[BaseModel]:
-    """Follow a key's path down to the section that holds it."""
-    for name in loc:
-        annotation = section.model_fields[name].annotation
-        options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-        section = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
-    return section
-
-
-def _rooted(config: Config, folder: Path) -> Config:
-    """Take relative paths from `folder`."""
-
-    def root(path: str) -> str:
-        return path if "://" in path else str(folder / path)
-
-    data = config.data.model_copy(update={"path": root(config.data.path)})
-    evaluation = config.evaluation and config.evaluation.model_copy(update={"path": root(config.evaluation.path)})
-    return config.model_copy(update={"data": data, "evaluation": evaluation, "out": root(config.out)})
+def _rooted(given: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Take the relative paths of a config, not yet checked, from `folder`."""
+    places = [(given, "out"), (given.get("data"), "path"), (given.get("evaluation"), "path")]
+    for section, key in places:
+        if isinstance(section, dict) and isinstance(section.get(key), str) and "://" not in section[key]:
+            section[key] = str(folder / section[key])
+    return given

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..errors import UserError
+from ..errors import RunFailed, UserError
 from ..packing.batch import Batch
 from ..packing.weights import Rule
 from ..tokenizers.vocabulary import Vocabulary
@@ -49,7 +49,7 @@ class Loader(Protocol):
     def batches(self, start: int, stop: int) -> Iterator[tuple[int, Batch]]: ...
 
 
-class Diverged(UserError):
+class Diverged(RunFailed):
     """Say at which step the loss ceased to be a number."""
 
 

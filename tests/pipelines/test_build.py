@@ -193,7 +193,7 @@ BAD_CALLS = {
 @pytest.mark.parametrize("case", BAD_CALLS)
 def test_a_bad_recipe_is_refused_before_anything_is_written(recipe, tmp_path, capsys, case):
     keys, *parts = BAD_CALLS[case]
-    assert main(["build", str(recipe(**keys)), "--out", str(tmp_path / "out")]) == 1
+    assert main(["build", str(recipe(**keys)), "--out", str(tmp_path / "out")]) == 2
     message = capsys.readouterr().err
     assert all(part in message for part in parts), message
     assert message.count("\n") == 1 and "Traceback" not in message
@@ -203,18 +203,18 @@ def test_a_bad_recipe_is_refused_before_anything_is_written(recipe, tmp_path, ca
 def test_an_output_of_another_recipe_is_refused(recipe, corpus, tmp_path, capsys):
     build(recipe(), tmp_path / "out")
     kept = snapshot(tmp_path / "out")
-    assert main(["build", str(recipe({"name": "other"})), "--out", str(tmp_path / "out")]) == 1
+    assert main(["build", str(recipe({"name": "other"})), "--out", str(tmp_path / "out")]) == 2
     assert "another recipe (source toy is gone)" in capsys.readouterr().err
-    assert main(["build", str(recipe(seed=5)), "--out", str(tmp_path / "out")]) == 1
+    assert main(["build", str(recipe(seed=5)), "--out", str(tmp_path / "out")]) == 2
     assert "seed 0 is now 5" in capsys.readouterr().err
-    assert main(["build", str(recipe()), "--out", str(corpus)]) == 1
+    assert main(["build", str(recipe()), "--out", str(corpus)]) == 2
     assert "not empty" in capsys.readouterr().err
     assert snapshot(tmp_path / "out") == kept
 
 
 def test_an_unwritable_output_is_refused(recipe, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert main(["build", str(recipe()), "--out", str(tmp_path / "file" / "out")]) == 1
+    assert main(["build", str(recipe()), "--out", str(tmp_path / "file" / "out")]) == 2
     assert "cannot be written" in capsys.readouterr().err
 
 
@@ -223,7 +223,7 @@ def test_a_parquet_without_the_column_is_refused_before_the_start(recipe, corpus
     import pyarrow.parquet as pq
 
     pq.write_table(pa.table({"body": ["a text"]}), corpus / "rows.parquet")
-    assert main(["build", str(recipe({"path": "books/*"})), "--out", str(tmp_path / "out")]) == 1
+    assert main(["build", str(recipe({"path": "books/*"})), "--out", str(tmp_path / "out")]) == 2
     assert "has no column text; it has body: set columns" in capsys.readouterr().err
 
 
