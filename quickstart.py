@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 RECIPE, CONFIG = "quickstart.yaml", "quickstart-train.yaml"
-PIECES = 2048  # of the text model, trained in seconds on the corpus itself
+PIECES = 1024  # of the text model, trained in seconds on the corpus itself
 FALL = 0.8  # the loss must fall below this fraction of where it began
 
 
@@ -56,7 +56,7 @@ def inspect(data: Path, folder: Path, console: Console) -> None:
     from .cli import main
 
     console.rule("3  inspect: what a packed sequence holds")
-    for command in (["inspect", str(data / "packed-512")], ["inspect", str(data / "packed-512"), "--sample", "1"]):
+    for command in (["inspect", str(data / "packed-256")], ["inspect", str(data / "packed-256"), "--sample", "1"]):
         console.print(f"$ worldloom {' '.join(command)}", style="bold", soft_wrap=True)
         main(command)
 
