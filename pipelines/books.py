@@ -62,7 +62,7 @@ def _check_columns(source: BooksSource, file: File | None) -> None:
     except DAMAGE:
         return  # a damaged file is a reject of the job, not the recipe's fault
     if lack:
-        raise UserError(f"source {source.name}: {file.url}: {lack}: set columns or filters.equals")
+        raise UserError(f"source {source.name}: {file.url} has {lack}: set columns or filters.equals")
 
 
 def _file_parts(file: File, unit_bytes: int) -> Iterator[tuple[Part, int]]:

@@ -64,19 +64,23 @@ def list_files(patterns: Iterable[str]) -> list[File]:
       UserError: if a pattern matches nothing, or a named file has no known form.
     """
     found: dict[str, dict[str, Any]] = {}
-    systems, roots = {}, []
+    roots: list[str] = []
+    system: Any = None
     for pattern in patterns:
         fs, path = filesystem(pattern)
-        root, matched = _match(fs, path)
+        system = system or fs
+        if type(fs) is not type(system):
+            raise UserError(f"{pattern} lies on another file system than the paths before it: make it another source")
+        try:
+            root, matched = _match(fs, path)
+        except OSError as error:
+            raise UserError(f"{pattern} cannot be listed: {error}") from error
         if not matched:
             raise UserError(f"{pattern} matches no file of a known form ({', '.join(FORMS)}): mend the path")
-        systems[type(fs)] = fs
         roots.append(root)
         found.update(matched)
-    if len(systems) > 1:
-        raise UserError(f"{pattern} lies on another file system than the paths before it: make it a source of its own")
     root = posixpath.commonpath(roots)
-    return sorted(_file(fs, info, root) for info in found.values())
+    return sorted(_file(system, info, root) for info in found.values())
 
 
 def filesystem(url: str) -> tuple[Any, str]:
@@ -133,7 +137,7 @@ def _file(fs: Any, info: dict[str, Any], root: str) -> File:
     name = info["name"]
     marks = (info.get(key) for key in ("etag", "ETag", "generation", "mtime", "LastModified", "created"))
     version = next((str(mark) for mark in marks if mark is not None), "")
-    return File(_below(name, root), fs.unstrip_protocol(name), int(info["size"]), version)
+    return File(_below(name, root), fs.unstrip_protocol(name), int(info["size"] or 0), version)
 
 
 def open_raw(url: str) -> io.BufferedReader:

@@ -40,6 +40,7 @@ def test_yaml_is_read_with_or_without_a_byte_order_mark(tmp_path: Path) -> None:
         ("a: 1\nb: 2\na: 3", "the key a is given twice"),
         ("a: {b: 1, b: 2}", "the key b is given twice"),
         ("a: !!python/object/apply:os.getcwd []", "no readable YAML"),
+        ("a: !!python/tuple [1]", "no readable YAML"),
         ("? [1, 2]\n: x", "no readable YAML"),
     ],
 )

@@ -184,7 +184,7 @@ def test_pack_from_finished_examples_equals_the_build(recipe, tmp_path):
 BAD_CALLS = {
     "unknown key": ({"packs": {"length": 8}}, "unknown key packs", "did you mean pack"),
     "missing model": ({"vocabulary": {"text": "no.model"}}, "no.model", ""),
-    "wrong type": ({"pack": {"length": "long"}}, "pack.0.length: found 'long'", "integer"),
+    "wrong type": ({"pack": {"length": "long"}}, "pack.length: found 'long'", "integer"),
     "no files": ({"source": {"path": "none/*.txt"}}, "none/*.txt matches no file", "mend the path"),
     "no deny list": ({"source": {"deny": "none.txt"}}, "the deny list", "does not exist"),
 }
