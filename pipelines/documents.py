@@ -57,6 +57,8 @@ def read_part(source: BooksSource, part: Part, record_bytes: int) -> Iterator[Fo
     read = _rows if source.dataset else readers.get(form_of(part.url), _rows)
     try:
         yield from map(_storable, read(part, source, record_bytes))
+    except (ConnectionError, TimeoutError):
+        raise  # the storage's trouble, not the file's: the unit fails, and the next call does it again
     except DAMAGE as error:
         bad = BadRecord(f"{part.id}#damaged", part.url, "damaged file", f"{type(error).__name__}: {error}")
         yield _storable(bad)

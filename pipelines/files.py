@@ -1,6 +1,7 @@
 """Source files: found through fsspec, named relative to their root, opened with their compression undone."""
 
 import io
+import os
 import posixpath
 import re
 from collections.abc import Iterable
@@ -101,12 +102,24 @@ def _match(fs: Any, path: str) -> tuple[str, dict[str, dict[str, Any]]]:
     if fs.isfile(path):
         return posixpath.dirname(path), {path: fs.info(path)} if form_of(path) else {}
     if fs.isdir(path):
+        _check_readable(fs, path)
         root, infos = path, fs.find(path, detail=True)
     else:
         root, infos = _fixed_folder(path), fs.glob(path, detail=True) if WILD.search(path) else {}
     shown = {name: info for name, info in infos.items() if form_of(name) and not hidden(_below(name, root))}
     linked = {name: _followed(fs, info) for name, info in shown.items()}
     return root, {name: info for name, info in linked.items() if info["type"] == "file"}
+
+
+def _check_readable(fs: Any, path: str) -> None:
+    """Raise OSError for a folder that may not be listed: fsspec would leave its files out without a word."""
+    if isinstance(fs, LocalFileSystem):
+
+        def refuse(error: OSError) -> None:
+            raise error
+
+        for _ in os.walk(path, onerror=refuse):
+            pass
 
 
 def _followed(fs: Any, info: dict[str, Any]) -> dict[str, Any]:
