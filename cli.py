@@ -294,7 +294,8 @@ def run_train_tokenizer(options: argparse.Namespace) -> int:
 def run_quickstart(options: argparse.Namespace) -> int:
     from .quickstart import quickstart
 
-    return quickstart(options.out, _console())
+    quickstart(options.out, _console(), main)
+    return 0
 
 
 if __name__ == "__main__":
