@@ -38,10 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        print(f"worldloom: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("worldloom: interrupted; what was finished is kept: call the same command again", file=sys.stderr)
-        sys.stdout.flush()
-        os._exit(1)  # at once: threads and worker processes have nothing to save
+        return 1
 
 
 def split_beam_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -108,7 +110,7 @@ def make_parser() -> argparse.ArgumentParser:
     inspect.add_argument("data", metavar="DIR", help="a folder of examples or sequences, or of a whole build")
     inspect.add_argument("--row", type=int, help="show this row in detail")
     inspect.add_argument("--record", metavar="ID", help="find a record's rows, or why there are none")
-    inspect.add_argument("--sample", type=int, metavar="N", help="show N rows chosen at random, always the same")
+    inspect.add_argument("--sample", type=positive, metavar="N", help="show N rows chosen at random, always the same")
     inspect.add_argument("--task", help="only this task")
     inspect.add_argument("--source", help="only this source")
     inspect.add_argument("--weights", choices=("lwm", "example", "token"), help="rule of the weights shown")
@@ -116,13 +118,13 @@ def make_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--full", action="store_true", help="do not shorten long texts")
     _add_json(inspect)
 
-    verify = _add(commands, "verify", run_verify, "Check every byte, row, count and digest of a data set.",
+    verify = _add(commands, "verify", run_verify, "Check every shard, row, count and digest of a data set.",
                   "worldloom verify data/text-32k")  # fmt: skip
     verify.add_argument("data", metavar="DIR", help="a folder of examples or sequences, or of a whole build")
     _add_json(verify)
 
     train = _add(commands, "train", run_train, "Train a model on packed sequences, resuming from its checkpoint.",
-                 "worldloom train config.yaml --set optimizer.steps=200")  # fmt: skip
+                 "worldloom train config.yaml --set steps=200")  # fmt: skip
     train.add_argument("config", help="a YAML file")
     _add_set(train)
     _add_json(train)
@@ -131,7 +133,7 @@ def make_parser() -> argparse.ArgumentParser:
                      "worldloom train-tokenizer 'books/*.txt' --out my.model --size 8000")  # fmt: skip
     tokenizer.add_argument("paths", nargs="+", help="text files, folders or globs")
     tokenizer.add_argument("--out", required=True, help="the model file to write")
-    tokenizer.add_argument("--size", type=int, default=32000, help="number of pieces")
+    tokenizer.add_argument("--size", type=positive, default=32000, help="number of pieces")
     tokenizer.add_argument("--seed", type=int, default=0, help="of the sample of sentences")
 
     quickstart = _add(commands, "quickstart", run_quickstart, "See it all: corpus, build, pack, inspect, train.",
@@ -162,18 +164,18 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 
 def _add_beam(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(beam=[])
-    parser.add_argument("--workers", type=_positive, default=1, help="processes of the default, local runner")
+    parser.add_argument("--workers", type=positive, default=1, help="processes of the default, local runner")
     _add_json(parser)
     parser.epilog = (
         f"{parser.epilog}\n\nAll that follows -- goes to Apache Beam, for example -- --runner=DataflowRunner"
     )
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return number
+def positive(text: str) -> int:
+    """Read a whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
 
 
 def run_build(options: argparse.Namespace) -> int:
@@ -244,7 +246,7 @@ def run_verify(options: argparse.Namespace) -> int:
         return int(bool(problems))
     print(*problems, sep="\n", end="\n" if problems else "")
     checked = ", ".join(name or options.data for name in names)
-    print(f"{checked}: {f'{len(problems)} problems' if problems else 'every byte, row, count and digest is right'}")
+    print(f"{checked}: {f'{len(problems)} problems' if problems else 'every shard, row, count and digest is right'}")
     return int(bool(problems))
 
 
@@ -298,5 +300,16 @@ def run_quickstart(options: argparse.Namespace) -> int:
     return 0
 
 
+def entry() -> None:
+    """Run one command and end the process at once: threads of Arrow or Beam may be caught in its dismantling."""
+    try:
+        code = main()
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 2
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -1,5 +1,7 @@
 """The recipe: one typed YAML file that says what a data set is made of. Its schema is docs/recipe.schema.json."""
 
+import re
+from itertools import permutations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -56,6 +58,7 @@ class BooksSource(Section):
     sample: Fraction = Field(1.0, description="fraction of the records kept, by a hash of seed and record id")
     deny: str | list[str] = Field([], description="ids, URLs or content hashes to leave out, or a file of them")
     licence: str = Field("", description="recorded in the manifest and the data card")
+    record_bytes: int = Field(2**28, ge=1, le=2**31 - 4, description="a record with more bytes fails")
     unit_bytes: int = Field(2**25, ge=1, description="about how much input one work unit reads")
 
     @model_validator(mode="after")
@@ -91,7 +94,6 @@ class Limits(Section):
     """Where a job stops."""
 
     failed: Fraction = Field(0.02, description="failed records, of those read, above which the job fails")
-    record_bytes: int = Field(2**28, ge=1, le=2**40, description="a record with more bytes fails")
 
 
 class Recipe(Section):
@@ -118,6 +120,9 @@ class Recipe(Section):
             twice = sorted({n for n in found if found.count(n) > 1})
             if twice:
                 raise ValueError(f"{what}: the name {twice[0]} is used twice; give each its own")
+        for name, other in permutations(names, 2):
+            if re.match(rf"{re.escape(name)}-\d", other):  # their units' names would mix: NAME-0000000
+                raise ValueError(f"sources: the name {other} is {name} and a number; rename one of them")
         for section in self.pack:
             unknown = sorted(set(section.sources) - set(names))
             if unknown:

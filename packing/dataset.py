@@ -1,5 +1,6 @@
 """A finished directory of shards, open for reading."""
 
+import resource
 from bisect import bisect_right
 from collections.abc import Iterator
 from functools import cached_property
@@ -17,7 +18,7 @@ from .shard import Place, Shard
 from .storage import Folder
 from .weights import Rule
 
-OPEN_SHARDS = 1024  # files held open at once
+OPEN_SHARDS = max(16, min(1024, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))  # files held open at once
 
 
 class Dataset:

@@ -30,8 +30,7 @@ class Ledger:
     tokens_dropped: int = 0
 
     def count(self, status: str, reason: str = "") -> None:
-        """Count one record that was read."""
-        self.read += 1
+        """Count what became of a record. `read` is counted apart, where records are read, so that a loss shows."""
         setattr(self, status, getattr(self, status) + 1)
         if reason:
             key = f"{status}: {reason}"

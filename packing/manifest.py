@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -13,9 +14,10 @@ from .card import data_card
 from .ledger import Ledger
 from .report import REJECTS, SHARDS, UNITS, Report
 from .shard import FORMAT, HashingFile
-from .storage import TEMPORARY, Folder
+from .storage import TEMPORARY, Folder, abandoned
 
 MANIFEST, INDEX, CARD = "manifest.json", "index.parquet", "README.md"
+DUPLICATES = "duplicates.parquet"  # beside examples: those that packing drops
 INDEX_SCHEMA = pa.schema(
     [
         ("unit", pa.string()),
@@ -30,6 +32,7 @@ INDEX_SCHEMA = pa.schema(
         ("rejects_file", pa.string()),
     ]
 )
+OURS = re.compile(r".+-[0-9a-f]{32}\.(arrow|parquet)")  # names that a content's digest decided
 INDEX_GROUP = 65536  # index rows held in memory at once
 
 
@@ -121,7 +124,7 @@ def read_manifest(folder: Folder) -> dict[str, Any]:
     """Read the manifest of a complete data set.
 
     Raises:
-      UserError: if there is none, or its format is another.
+      UserError: if there is none, it cannot be read, or its format is another.
     """
     data = folder.read(MANIFEST)
     if data is None:
@@ -129,11 +132,15 @@ def read_manifest(folder: Folder) -> dict[str, Any]:
             f"{folder.url} has no {MANIFEST}, so it is no complete data set: "
             "name a directory that 'build' or 'pack' finished (examples/ or packed-NAME/), or build it again"
         )
-    manifest: dict[str, Any] = json.loads(data)
-    if manifest["format"] != FORMAT:
+    try:
+        manifest: dict[str, Any] = json.loads(data)
+        version = manifest["format"]
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{folder.url} has format version {manifest['format']}; this worldloom reads {FORMAT}: build it again"
-        )
+            f"{folder.path(MANIFEST)} was damaged or edited ({error!r}): remove it and build again"
+        ) from error
+    if version != FORMAT:
+        raise UserError(f"{folder.url} has format version {version}; this worldloom reads {FORMAT}: build it again")
     return manifest
 
 
@@ -154,7 +161,8 @@ def sweep(folder: Folder) -> int:
     for part in ("", UNITS, SHARDS, REJECTS):
         for name in list(folder.names(part)):
             path = f"{part}/{name}" if part else name
-            stray = name.startswith(TEMPORARY) or (part in (SHARDS, REJECTS) and path not in named)
+            ours = part in (SHARDS, REJECTS) and OURS.fullmatch(name)  # a user's own file is not ours to remove
+            stray = (name.startswith(TEMPORARY) and abandoned(name)) or (ours and path not in named)
             if stray:
                 folder.remove(path)
                 removed += 1

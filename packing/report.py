@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from ..tokenizers.vocabulary import Vocabulary
 from .ledger import Ledger
 from .row import Row
-from .shard import HashingFile, Kind, ShardInfo, ShardWriter
+from .shard import EXAMPLES, HashingFile, Kind, ShardInfo, ShardWriter
 from .storage import Folder
 
 UNITS, SHARDS, REJECTS = "units", "shards", "rejects"
@@ -92,9 +92,12 @@ def report_name(unit: str) -> str:
 
 
 def read_report(folder: Folder, unit: str) -> Report | None:
-    """Read a unit's report, or None where the unit is not done."""
+    """Read a unit's report, or None where the unit is not done, or its report cannot be read: then it is done again."""
     data = folder.read(report_name(unit))
-    return Report.from_bytes(data) if data is not None else None
+    try:
+        return Report.from_bytes(data) if data is not None else None
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def finished_units(folder: Folder) -> Iterator[str]:
@@ -109,7 +112,7 @@ class UnitWriter:
     """
 
     def __init__(self, folder: Folder, unit: str, vocabulary: Vocabulary, kind: Kind):
-        self._folder, self._unit = folder, unit
+        self._folder, self._unit, self._kind = folder, unit, kind
         self._drafts: list[Path] = [folder.scratch(f"{SHARDS}/{unit}"), folder.scratch(f"{REJECTS}/{unit}")]
         self._shard = ShardWriter(self._drafts[0], vocabulary, kind)
         self._rejects: _RejectWriter | None = None
@@ -143,15 +146,33 @@ class UnitWriter:
           stale: the bytes of a report of another key that this one is to replace.
 
         Raises:
-          ValueError: if the ledger does not add up.
+          ValueError: if the ledger does not add up, or not with what was written.
         """
-        if not self.ledger.balanced:
-            raise ValueError(f"unit {self._unit}: the ledger does not add up: {self.ledger.to_json()}")
-        report = Report(self._unit, source, key, self._adopt_shard(), self._adopt_rejects(), self.ledger, deny)
-        name, data = report_name(self._unit), report.to_bytes()
+        self._check()
+        name = report_name(self._unit)
+        try:
+            report = Report(self._unit, source, key, self._adopt_shard(), self._adopt_rejects(), self.ledger, deny)
+        except FileNotFoundError:
+            if self._folder.read(name) in (None, stale):
+                raise
+            return False  # another build committed the unit, finished, and swept this one's drafts
+        data = report.to_bytes()
         if stale is None:
             return self._folder.create(name, data)
         return stale == data or self._folder.replace(name, stale, data)
+
+    def _check(self) -> None:
+        """Hold the ledger, which counts what was read and decided, against the rows and rejects that were written."""
+        ledger, rejects = self.ledger, self._rejects.rows if self._rejects else 0
+        if self._kind == EXAMPLES:
+            written = ledger.kept == self._shard.rows
+        else:
+            written = ledger.tokens_read == self._shard.tokens + ledger.tokens_dropped
+        if not (ledger.balanced and written and rejects == ledger.dropped + ledger.failed):
+            raise ValueError(
+                f"unit {self._unit}: the ledger does not add up with {self._shard.rows} rows, {self._shard.tokens} "
+                f"tokens and {rejects} rejects: {ledger.to_json()}"
+            )
 
     def _adopt_shard(self) -> ShardInfo:
         self._shard.close()
@@ -174,17 +195,17 @@ class _RejectWriter:
         self._sink = HashingFile(path)
         self._writer = pq.ParquetWriter(self._sink, REJECT_SCHEMA, compression="zstd")
         self._pending: list[Reject] = []
-        self._rows = 0
+        self.rows = 0
 
     def add(self, reject: Reject) -> None:
         self._pending.append(reject)
+        self.rows += 1
         if len(self._pending) == REJECTS_AT_ONCE:
             self._flush()
 
     def _flush(self) -> None:
         columns = [[getattr(r, name) for r in self._pending] for name in REJECT_SCHEMA.names]
         self._writer.write_table(pa.table(columns, schema=REJECT_SCHEMA))
-        self._rows += len(self._pending)
         self._pending = []
 
     def close(self, stem: str) -> ShardInfo:
@@ -193,7 +214,7 @@ class _RejectWriter:
         self._writer.close()
         self._sink.close()
         digest = self._sink.hexdigest
-        return ShardInfo(f"{stem}-{digest}.parquet", self._rows, 0, self._sink.size, digest, digest)
+        return ShardInfo(f"{stem}-{digest}.parquet", self.rows, 0, self._sink.size, digest, digest)
 
 
 def read_rejects(folder: Folder, report: Report) -> Iterable[Reject]:

@@ -1,5 +1,6 @@
 """Files of a data set on any file system that fsspec knows, and the only three ways in which they appear."""
 
+import fcntl
 import os
 import uuid
 from collections.abc import Iterator
@@ -9,7 +10,10 @@ from typing import Any
 
 import fsspec
 
-TEMPORARY = ".tmp-"
+from ..errors import UserError
+
+TEMPORARY = ".tmp-"  # drafts: the id of the process that writes it follows
+EXTRAS = (("gs://", "gcs"), ("s3://", "s3"))
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,11 @@ class Folder:
 
     @property
     def fs(self) -> Any:
-        return fsspec.core.url_to_fs(self.url)[0]
+        try:
+            return fsspec.core.url_to_fs(self.url)[0]
+        except (ImportError, ValueError) as error:
+            hint = next((f": pip install 'worldloom[{extra}]'" for scheme, extra in EXTRAS if scheme in self.url), "")
+            raise UserError(f"{self.url} cannot be opened: {error}{hint}") from error
 
     def path(self, name: str = "") -> str:
         """Return the path of a file in the folder, as its file system spells it."""
@@ -49,6 +57,13 @@ class Folder:
         except FileNotFoundError:
             return None
 
+    def size(self, name: str) -> int | None:
+        """Return a file's bytes, or None where there is none."""
+        try:
+            return int(self.fs.info(self.path(name))["size"])
+        except FileNotFoundError:
+            return None
+
     def names(self, folder: str = "") -> Iterator[str]:
         """Yield the names of the files directly in a folder, in no order; nothing where it is missing."""
         if self.local:
@@ -63,6 +78,13 @@ class Folder:
         except FileNotFoundError:
             return
         yield from (entry["name"].rsplit("/", 1)[-1] for entry in listed if entry["type"] != "directory")
+
+    def is_empty(self) -> bool:
+        """Is there nothing in the folder, or no folder?"""
+        try:
+            return not self.fs.ls(self.path(), detail=False)
+        except FileNotFoundError:
+            return True
 
     def create(self, name: str, data: bytes) -> bool:
         """Make a file appear whole, only where there is none. Returns whether this call made it."""
@@ -85,25 +107,22 @@ class Folder:
     def replace(self, name: str, old: bytes, data: bytes) -> bool:
         """Put `data` in the place of a file that still holds `old`. Returns whether it did.
 
-        A kill between the two steps leaves no file, which every reader takes for a unit not done.
+        Local files are compared and swapped under a lock that the kernel takes back from a killed process.
         """
         if not self.local:
             if self.read(name) != old:
                 return False
             self.fs.pipe_file(self.path(name), data)
             return True
-        aside = self._draft(name)
         try:
-            Path(self.path(name)).rename(aside)
+            with Path(self.path(name)).open("r+b") as held:
+                fcntl.flock(held, fcntl.LOCK_EX)
+                if self.read(name) != old:
+                    return False
+                self.overwrite(name, data)
         except FileNotFoundError:
             return False
-        try:
-            if aside.read_bytes() == old:
-                return self.create(name, data)
-            self.create(name, aside.read_bytes())
-            return False
-        finally:
-            aside.unlink(missing_ok=True)
+        return True
 
     def overwrite(self, name: str, data: bytes) -> None:
         """Make a file hold `data`, at once, whatever it held before."""
@@ -139,7 +158,21 @@ class Folder:
 
     def _draft(self, name: str) -> Path:
         target = Path(self.path(name))
-        return target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
+        return target.with_name(f"{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex}")
+
+
+def abandoned(draft: str) -> bool:
+    """Is a draft's writer gone from this machine? A live one, of a build beside this one, is not to be disturbed."""
+    writer = draft.removeprefix(TEMPORARY).partition("-")[0]
+    if not writer.isdecimal() or int(writer) == os.getpid():
+        return True
+    try:
+        os.kill(int(writer), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 def _protocols(fs: Any) -> tuple[str, ...]:

@@ -20,9 +20,9 @@ from ..errors import UserError
 from ..tokenizers.vocabulary import Vocabulary
 from .check import Claim, Finding, check_file, check_shard
 from .ledger import DROPPED, FAILED, Ledger, total
-from .manifest import INDEX, INDEX_SCHEMA, MANIFEST, index_row, read_index, read_manifest
+from .manifest import DUPLICATES, INDEX, INDEX_SCHEMA, MANIFEST, index_row, read_index, read_manifest
 from .report import REJECTS, SHARDS, UNITS, Report, finished_units, report_name
-from .shard import DIGEST_BYTES, Kind
+from .shard import DIGEST_BYTES, EXAMPLES, Kind
 from .storage import TEMPORARY, Folder
 from .weights import Rule
 
@@ -95,12 +95,44 @@ def verify(url: str, progress: Progress | None = None) -> list[Problem]:
     Raises:
       UserError: if there is no data set.
     """
-    found = []
-    for name in data_sets(url):
+    found, names = [], data_sets(url)
+    for name in names:
         prefix = f"{name}/" if name else ""
         problems = _verify_one(Folder(url).sub(name) if name else Folder(url), progress)
         found += [replace(p, path=prefix + p.path) for p in problems]
-    return found
+    return found + _check_origins(Folder(url), names)
+
+
+def _check_origins(folder: Folder, names: list[str]) -> list[Problem]:
+    """Compare the examples that a build's sequences were packed from with those that lie beside them."""
+    roots = {}
+    for name in names:
+        try:
+            manifest = read_manifest(folder.sub(name) if name else folder)
+            roots[name] = (manifest["kind"], manifest["root"], manifest.get("examples", {}).get("root"))
+        except (UserError, KeyError, AttributeError):
+            continue  # said already
+    present = {root for kind, root, _ in roots.values() if kind == EXAMPLES.name}
+    what = "was packed from other examples than those beside it: build again, or remove the folder"
+    return [
+        Problem(f"{name}/{MANIFEST}", "", None, what)
+        for name, (kind, _, origin) in roots.items()
+        if kind != EXAMPLES.name and origin and present and origin not in present
+    ]
+
+
+def _check_duplicates(folder: Folder, manifest: dict[str, Any]) -> list[Problem]:
+    """Read the list of duplicates that packing relies on, page checksums and all."""
+    if manifest["kind"] != EXAMPLES.name or manifest.get("duplicates", "none") == "none":
+        return []
+    try:
+        with folder.fs.open(folder.path(DUPLICATES), "rb") as file:
+            pq.read_table(pa.PythonFile(file, mode="r"), page_checksum_verification=True)
+    except FileNotFoundError:
+        return [Problem(DUPLICATES, "", None, "is missing: build again")]
+    except (OSError, pa.ArrowException, ValueError) as error:
+        return [Problem(DUPLICATES, "", None, f"cannot be read ({error}): remove it and build again")]
+    return []
 
 
 def _verify_one(folder: Folder, progress: Progress | None) -> list[Problem]:
@@ -118,7 +150,7 @@ def _verify_one(folder: Folder, progress: Progress | None) -> list[Problem]:
     found = list(_check_units(folder, tally, check, lambda done: progress(done, size) if progress else None))
     found += _check_index(folder, tally)
     found += _check_manifest(manifest, vocabulary, tally)
-    return found + _strays(folder, tally)
+    return found + _check_duplicates(folder, manifest) + _strays(folder, tally)
 
 
 class _Tally:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import apache_beam as beam
@@ -9,7 +10,9 @@ from apache_beam.metrics import Metrics
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
+from ..errors import RunFailed, UserError
 from ..packing.report import Report
+from ..packing.storage import TEMPORARY
 from . import duplicates as found
 from .duplicates import Duplicate, Member
 from .job import Job, finished_shards, pending, run_unit
@@ -18,14 +21,42 @@ from .tokenize import TokenizeJob
 from .units import Unit
 
 NAMESPACE = "worldloom"
+OS_ERRORS = {"OSError", "FileNotFoundError", "PermissionError", "BlockingIOError", "ConnectionError", "TimeoutError"}
+SLICE = 2**13  # examples whose hashes the in-memory runner holds at once, some megabytes
+
+
+def is_local(flags: list[str]) -> bool:
+    """Do the flags leave the choice of the engine, and of its processes, to worldloom?"""
+    return not any(flag.startswith(("--runner", "--direct_")) for flag in flags)
 
 
 def pipeline(flags: list[str]) -> beam.Pipeline:
     """Return an empty pipeline for the user's flags; where they name no runner, for Beam's in-memory one."""
     if any(flag.startswith("--runner") for flag in flags):
-        return beam.Pipeline(options=PipelineOptions(flags))
-    logging.getLogger("apache_beam").setLevel(logging.ERROR)
+        try:
+            return beam.Pipeline(options=PipelineOptions(flags))
+        except ValueError as error:
+            raise UserError(f"Beam refuses {' '.join(flags)}: {error}") from error
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # it would print what it raises anyway
     return beam.Pipeline(FnApiRunner(), PipelineOptions(flags))
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Take Beam's wrapping, a step's name and perhaps a type's, off what a user can mend and off Ctrl-C."""
+    try:
+        yield
+    except Exception as error:
+        text = str(error).partition(" [while running ")[0]
+        kind, _, rest = text.partition(": ")
+        if "KeyboardInterrupt" in kind:
+            raise KeyboardInterrupt from None
+        if isinstance(error, UserError):
+            raise type(error)(text) from None
+        if isinstance(error, OSError) or (type(error) is RuntimeError and kind in OS_ERRORS):
+            said = text if isinstance(error, OSError) else rest
+            raise RunFailed(f"a worker failed: {said}: mend it and call the same command again") from error
+        raise
 
 
 class ListUnits(beam.DoFn):
@@ -81,8 +112,8 @@ def run_job(job: Job, flags: list[str], workers: int) -> None:
     Args:
       workers: processes of the in-memory runner's machine; other runners have flags of their own for it.
     """
-    work = RunUnitsLocally(job, workers) if workers > 1 and not flags else RunUnit(job)
-    with pipeline(flags) as p:
+    work = RunUnitsLocally(job, workers) if workers > 1 and is_local(flags) else RunUnit(job)
+    with plain_errors(), pipeline(flags) as p:
         _ = (
             p
             | "Parts" >> beam.Create(job.parts(), reshuffle=False)
@@ -103,14 +134,14 @@ class ListShards(beam.DoFn):
 
 
 class Hashes(beam.DoFn):
-    """Read the hashes of a shard's examples."""
+    """Read those hashes of a shard's examples that fall into one of several slices."""
 
-    def __init__(self, job: TokenizeJob):
-        self._job = job
+    def __init__(self, job: TokenizeJob, number: int, slices: int):
+        self._job, self._number, self._slices = job, number, slices
 
     def process(self, shard: tuple[str, str]) -> Iterator[tuple[bytes, tuple[Any, ...]]]:
         near = self._job.recipe.duplicates == "near"
-        for key, member in found.hashes(self._job.folder, *shard, near):
+        for key, member in found.hashes(self._job.folder, *shard, near, self._number, self._slices):
             yield key, tuple(member)
 
 
@@ -122,29 +153,46 @@ def losers(group: tuple[bytes, Iterable[tuple[Any, ...]]]) -> Iterator[tuple[int
 
 
 class WriteDuplicates(beam.DoFn):
-    """Write the one list of duplicates; the same list again does no harm."""
+    """Write one slice's list of duplicates; the same list again does no harm."""
 
-    def __init__(self, job: TokenizeJob, key: str):
-        self._job, self._key = job, key
+    def __init__(self, job: TokenizeJob, name: str, key: str):
+        self._job, self._name, self._key = job, name, key
 
     def process(self, group: tuple[int, Iterable[tuple[Any, ...]]]) -> None:
-        found.write(self._job.folder, found.strongest(Duplicate(*d) for d in group[1]), self._key)
+        listed = found.strongest(Duplicate(*d) for d in group[1] if d)
+        found.write(self._job.folder, listed, self._key, self._name)
 
 
-def run_duplicates(job: TokenizeJob, flags: list[str], key: str) -> None:
-    """Find the duplicates of a finished tokenize job. Only hashes and names are shuffled."""
-    found.write(job.folder, [], key="")  # where there are none, no group is written
-    with pipeline(flags) as p:
-        _ = (
-            p
-            | "Parts" >> beam.Create(job.parts(), reshuffle=False)
-            | "ListShards" >> beam.ParDo(ListShards(job))
-            | "Spread" >> beam.Reshuffle()
-            | "Hashes" >> beam.ParDo(Hashes(job))
-            | "ByHash" >> beam.GroupByKey()
-            | "Losers" >> beam.FlatMap(losers)
-            | "Gather" >> beam.GroupByKey()
-            | "Write" >> beam.ParDo(WriteDuplicates(job, key))
-        )
-    if found.read_key(job.folder) != key:
-        found.write(job.folder, [], key)
+def run_duplicates(job: TokenizeJob, flags: list[str], key: str, records: int) -> None:
+    """Find the duplicates of a finished tokenize job. Only hashes and names are shuffled.
+
+    The in-memory runner holds what it shuffles, so it takes the hashes in slices of bounded size.
+
+    Args:
+      key: digest of what the list is made from.
+      records: number of examples.
+
+    Raises:
+      RunFailed: if a worker wrote its list elsewhere.
+    """
+    slices = max(1, records // SLICE) if is_local(flags) else 1
+    names = [f"{TEMPORARY}duplicates-{number}" for number in range(slices)]
+    for number, name in enumerate(names):
+        with plain_errors(), pipeline(flags) as p:
+            hashed = (
+                p
+                | "Parts" >> beam.Create(job.parts(), reshuffle=False)
+                | "ListShards" >> beam.ParDo(ListShards(job))
+                | "Spread" >> beam.Reshuffle()
+                | "Hashes" >> beam.ParDo(Hashes(job, number, slices))
+                | "ByHash" >> beam.GroupByKey()
+                | "Losers" >> beam.FlatMap(losers)
+            )
+            none = p | "None" >> beam.Create([(0, ())], reshuffle=False)  # so that an empty list is written too
+            _ = (
+                (hashed, none)
+                | beam.Flatten()
+                | "Gather" >> beam.GroupByKey()
+                | "Write" >> beam.ParDo(WriteDuplicates(job, name, key))
+            )
+    found.merge(job.folder, names, key)

@@ -4,7 +4,6 @@ import hashlib
 import json
 import reprlib
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import NamedTuple
 
 import fsspec
@@ -16,7 +15,7 @@ from ..errors import UserError
 from ..packing.example import TEXT, Draft, Example
 from ..packing.ledger import DROPPED, FAILED
 from ..packing.report import Reject
-from ..recipe import BooksSource, Limits, Recipe
+from ..recipe import BooksSource, Recipe
 from ..tokenizers.vocabulary import Vocabulary
 from .documents import (
     DAMAGE,
@@ -30,7 +29,7 @@ from .documents import (
     read_part,
     storable,
 )
-from .files import File, codec_of, filesystem, form_of, list_files, open_raw
+from .files import File, codec_of, form_of, is_storage_trouble, list_files, open_raw
 from .gutenberg import strip
 from .units import Part, fraction
 
@@ -59,7 +58,9 @@ def _check_columns(source: BooksSource, file: File | None) -> None:
     try:
         with open_raw(file.url) as raw:
             lack = missing_column(source, pq.read_schema(pa.PythonFile(raw, mode="r")))
-    except DAMAGE:
+    except DAMAGE as error:
+        if is_storage_trouble(error):
+            raise
         return  # a damaged file is a reject of the job, not the recipe's fault
     if lack:
         raise UserError(f"source {source.name}: {file.url} has {lack}: set columns or filters.equals")
@@ -82,7 +83,9 @@ def _row_groups(file: File, unit_bytes: int) -> Iterator[tuple[Part, int]]:
     try:
         with open_raw(file.url) as raw:
             footer = pq.read_metadata(pa.PythonFile(raw, mode="r"))
-    except DAMAGE:
+    except DAMAGE as error:
+        if is_storage_trouble(error):
+            raise
         yield Part(file.id, file.url, 0, -1, file.size, file.version), file.size
         return
     low = size = 0
@@ -114,43 +117,42 @@ def texts(paths: list[str]) -> Iterator[str]:
     """
     source = BooksSource(name="texts", kind="books", path=paths)
     for part, _ in list_parts(source):
-        for found in read_part(source, part, Limits().record_bytes):
+        for found in read_part(source, part):
             if isinstance(found, BadRecord):
                 raise UserError(f"{found.where}: {found.reason}, {found.error}")
             yield found.text
 
 
-class Outcome(NamedTuple):
-    """What became of a record before it is tokenized: a document whose text goes on, or a reject."""
+class Admitted(NamedTuple):
+    """A text that goes on to the tokenizer, and its content's hash."""
 
-    document: TextDocument | None
-    reject: Reject | None
-    exact: bytes = b""
+    text: str
+    exact: bytes
 
 
-def examine(found: Found, source: BooksSource, seed: int, denied: frozenset[str]) -> Outcome:
+def examine(found: Found, source: BooksSource, seed: int, denied: frozenset[str]) -> Admitted | Reject:
     """Decide on a record by all that can be known before its text is tokenized."""
+    if entry := denied_by(denied, found.record, url_of(found)):
+        return _reject(found, source, "filter", DROPPED, "denied", entry)
     if isinstance(found, BadRecord):
-        if found.record in denied:
-            return Outcome(None, _reject(found, source, "read", DROPPED, "denied", found.record))
-        return Outcome(None, _reject(found, source, "read", found.status, found.reason, found.error))
+        return _reject(found, source, "read", found.status, found.reason, found.error)
+    text = strip(found.text) if source.strip_gutenberg else found.text
     try:
-        exact = content_hash(found.text)
+        exact = content_hash(text)
     except UnicodeEncodeError as error:
-        return Outcome(None, _reject(found, source, "read", FAILED, "not Unicode", str(error)))
-    if denied and (entry := denied_by(denied, found.record, exact.hex(), url_of(found))):
-        return Outcome(None, _reject(found, source, "filter", DROPPED, "denied", entry, exact))
+        return _reject(found, source, "read", FAILED, "not Unicode", str(error))
+    if entry := denied_by(denied, exact.hex()):
+        return _reject(found, source, "filter", DROPPED, "denied", entry, exact)
     if source.sample < 1 and fraction(seed, "sample", source.name, found.record) >= source.sample:
-        return Outcome(None, _reject(found, source, "filter", DROPPED, "not in the sample", "", exact))
+        return _reject(found, source, "filter", DROPPED, "not in the sample", "", exact)
     for name, wanted in source.filters.equals.items():
         if (value := column(found.columns, name)) != wanted:
-            detail = reprlib.repr(value)
-            return Outcome(None, _reject(found, source, "filter", DROPPED, f"{name} differs", detail, exact))
-    if not found.text.strip():
-        return Outcome(None, _reject(found, source, "filter", DROPPED, "empty", "", exact))
-    if (nul := found.text.find("\0")) >= 0:
-        return Outcome(None, _reject(found, source, "read", FAILED, "NUL byte", f"at character {nul}", exact))
-    return Outcome(found, None, exact)
+            return _reject(found, source, "filter", DROPPED, f"{name} differs", reprlib.repr(value), exact)
+    if not text.strip():
+        return _reject(found, source, "filter", DROPPED, "empty", "", exact)
+    if (nul := text.find("\0")) >= 0:
+        return _reject(found, source, "read", FAILED, "NUL byte", f"at character {nul}", exact)
+    return Admitted(text, exact)
 
 
 def _reject(
@@ -166,7 +168,7 @@ def url_of(found: Found) -> str:
 
 
 def content_hash(text: str) -> bytes:
-    """Hash a text as it was read: 16 bytes; equal hashes are exact duplicates.
+    """Hash the text that is tokenized: 16 bytes; equal hashes are exact duplicates.
 
     Raises:
       UnicodeEncodeError: if it holds half a surrogate pair, as JSON escapes can.
@@ -191,11 +193,6 @@ def judge_length(tokens: int, source: BooksSource) -> str:
     return ""
 
 
-def prepare(text: str, source: BooksSource) -> str:
-    """Return the text that is tokenized."""
-    return strip(text) if source.strip_gutenberg else text
-
-
 def render(ids: np.ndarray, source: str, record: str, url: str, vocabulary: Vocabulary) -> Example:
     """Make a text an example: BOS, which is never trained, the text, EOS. Its URL, if any, goes along as a span."""
     draft = Draft(vocabulary)
@@ -205,28 +202,29 @@ def render(ids: np.ndarray, source: str, record: str, url: str, vocabulary: Voca
     return draft.example(TEXT, source, record)
 
 
-def denied(source: BooksSource) -> frozenset[str]:
-    """Return the entries of a source's deny list: its own, or those of a file, one a line, # for comments.
+def with_deny_lists(recipe: Recipe) -> Recipe:
+    """Put the entries of deny files into a recipe: lists are read once, in the submitter, and workers agree on them.
+
+    A file has one entry a line; # begins a comment.
 
     Raises:
-      UserError: if the file cannot be read.
+      UserError: if a file cannot be read.
     """
-    if not isinstance(source.deny, str):
-        return frozenset(source.deny)
-    fs, path = filesystem(source.deny)
+    sources = [s.model_copy(update={"deny": _deny_entries(s.deny)}) for s in recipe.sources]
+    return recipe.model_copy(update={"sources": sources})
+
+
+def _deny_entries(deny: str | list[str]) -> list[str]:
+    if not isinstance(deny, str):
+        return sorted(set(deny))
     try:
-        return _deny_file(source.deny, fs.ukey(path))
+        with fsspec.open(deny, "r", encoding="utf-8-sig") as file:
+            lines = [line.strip() for line in file]
     except FileNotFoundError:
-        raise UserError(f"the deny list {source.deny} does not exist: mend the path, or leave deny out") from None
+        raise UserError(f"the deny list {deny} does not exist: mend the path, or leave deny out") from None
     except (OSError, UnicodeError) as error:
-        raise UserError(f"the deny list {source.deny} cannot be read: {error}") from error
-
-
-@lru_cache(maxsize=64)
-def _deny_file(url: str, version: str) -> frozenset[str]:
-    with fsspec.open(url, "r", encoding="utf-8-sig") as file:
-        lines = [line.strip() for line in file]
-    return frozenset(line for line in lines if line and not line.startswith("#"))
+        raise UserError(f"the deny list {deny} cannot be read: {error}") from error
+    return sorted({line for line in lines if line and not line.startswith("#")})
 
 
 def key_facts(recipe: Recipe, source: BooksSource) -> dict[str, object]:

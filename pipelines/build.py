@@ -9,14 +9,15 @@ import yaml
 from ..errors import UserError
 from ..packing.dataset import Dataset
 from ..packing.manifest import MANIFEST, read_manifest
+from ..packing.report import UNITS
 from ..packing.storage import Folder
 from ..recipe import PackSection, Recipe
 from . import duplicates
-from .books import denied
+from .books import with_deny_lists
 from .job import Job, finish, pending, prepare, reopen
 from .pack import PackJob
 from .progress import ReportBar
-from .tokenize import TokenizeJob, text_tokenizer, versions
+from .tokenize import TokenizeJob, surroundings, versions
 from .units import digest
 
 EXAMPLES, RECIPE = "examples", "recipe.yaml"
@@ -31,14 +32,14 @@ def build(recipe: Recipe, out: str, flags: list[str], workers: int) -> dict[str,
       UserError: if the recipe, the input or the output is not as it must be, or too many records failed.
     """
     folder = Folder(out)
-    check(recipe)
-    claim(folder, recipe)
-    job = TokenizeJob(recipe, folder.sub(EXAMPLES).url)
+    job = TokenizeJob(with_deny_lists(recipe), folder.sub(EXAMPLES).url)
+    check(job)
+    claim(folder, recipe, job.vocabulary.fingerprint)
     made = {EXAMPLES: run(job, "tokenize", describe_examples(job), recipe.limits.failed, flags, workers)}
-    listed = find_duplicates(job, made[EXAMPLES]["root"], flags)
+    find_duplicates(job, made[EXAMPLES], flags)
     for section in recipe.pack:
         name = f"packed-{section.name}"
-        packing = pack_job(job.url, folder.sub(name).url, section, listed, recipe.seed, recipe.eval)
+        packing = pack_job(job.url, folder.sub(name).url, section)
         made[name] = run(packing, name, describe_packed(packing), 1.0, flags, workers)
     return made
 
@@ -49,49 +50,71 @@ def pack(examples: str, out: str, section: PackSection, flags: list[str], worker
     Raises:
       UserError: if the examples are not complete, or `out` cannot be written.
     """
-    dataset = Dataset(examples)
-    if dataset.manifest["kind"] != EXAMPLES:
-        raise UserError(
-            f"{examples} holds packed {dataset.manifest['kind']}: name the folder of examples they came from"
-        )
-    made = dataset.manifest
-    job = pack_job(examples, out, section, duplicates.read_key(Folder(examples)), made["seed"], made["eval"])
+    job = pack_job(examples, out, section)
     return run(job, "pack", describe_packed(job), 1.0, flags, workers)
 
 
-def pack_job(examples: str, out: str, section: PackSection, listed: str, seed: int, share: float) -> PackJob:
-    """Say what to pack, and refuse a folder that holds another length."""
-    folder = Folder(out)
-    if folder.exists(MANIFEST) and (found := read_manifest(folder))["length"] != section.length:
-        raise UserError(
-            f"{out} holds sequences of {found['length']} tokens, not {section.length}: choose another --out"
-        )
-    return PackJob(examples, Dataset(examples).root, out, section, listed, seed, share)
+def pack_job(examples: str, out: str, section: PackSection) -> PackJob:
+    """Say what to pack: finished examples, less the duplicates that were found among them.
+
+    Raises:
+      UserError: if the examples or their list of duplicates are not complete, or `out` holds something else.
+    """
+    dataset = Dataset(examples)
+    made = dataset.manifest
+    if made["kind"] != EXAMPLES:
+        raise UserError(f"{examples} holds packed {made['kind']}: name the folder of examples that they came from")
+    if section.split == "eval" and not made["eval"]:
+        raise UserError(f"{examples} was built with eval 0, so that its eval side is empty: set eval in its recipe")
+    claim_packed(Folder(out), section.length, made)
+    listed = duplicates_key(made)
+    if listed and duplicates.read_key(Folder(examples)) != listed:
+        raise UserError(f"{examples} has no list of the duplicates among its present rows: call its build again")
+    return PackJob(examples, dataset.root, out, section, listed, made["seed"], made["eval"])
 
 
-def check(recipe: Recipe) -> None:
+def claim_packed(folder: Folder, length: int, examples: dict[str, Any]) -> None:
+    """Refuse a folder that holds something else than sequences of this length from these sources."""
+    if not folder.exists(MANIFEST):
+        if not (folder.is_empty() or folder.exists(UNITS)):
+            raise UserError(f"{folder.url} is not empty and is no packed data set: choose another --out")
+        return
+    found = read_manifest(folder)
+    theirs = {"kind": found["kind"], "length": found["length"], "vocabulary": found["fingerprint"]}
+    mine = {"kind": "sequences", "length": length, "vocabulary": examples["fingerprint"]}
+    differences = [f"its {name} is {theirs[name]}, not {mine[name]}" for name in mine if theirs[name] != mine[name]]
+    gone = set(found["about"]) - set(examples["about"])
+    differences += [f"its source {name} is not in the examples" for name in sorted(gone)]
+    if differences:
+        raise UserError(f"{folder.url} holds another data set ({'; '.join(differences)}): choose another --out")
+
+
+def duplicates_key(examples: dict[str, Any]) -> str:
+    """Return the key that the list of duplicates of these examples must have, "" where none are to be dropped."""
+    mode = examples["duplicates"]
+    return "" if mode == "none" else digest(examples["root"], mode)
+
+
+def check(job: TokenizeJob) -> None:
     """Refuse a recipe whose models, files or columns are not there, before any worker starts."""
-    job = TokenizeJob(recipe, "")
-    text_tokenizer(recipe.vocabulary.text)
-    for source in recipe.sources:
-        denied(source)
-        next(job.units(source.name), None)
+    for part in job.parts():
+        next(job.units(part), None)
 
 
-def claim(folder: Folder, recipe: Recipe) -> None:
+def claim(folder: Folder, recipe: Recipe, fingerprint: str) -> None:
     """Make the output folder this recipe's.
 
     Raises:
       UserError: if it cannot be written, or holds the build of a recipe with other models, seed or sources.
     """
+    data = _header(fingerprint) + recipe.to_yaml().encode()
     try:
-        folder.make()
         stored = folder.read(RECIPE)
         if stored is not None:
-            _check_same(folder, stored, recipe)
-        elif next(folder.names(), None) is not None:
+            _check_same(folder, stored, recipe, fingerprint)
+        elif not folder.is_empty():
             raise UserError(f"{folder.url} is not empty and holds no {RECIPE}: choose another --out")
-        data = _header(TokenizeJob(recipe, "").vocabulary.fingerprint) + recipe.to_yaml().encode()
+        folder.make()
         if stored != data:
             folder.overwrite(RECIPE, data)
     except OSError as error:
@@ -103,13 +126,16 @@ def unwritable(folder: Folder, error: OSError) -> UserError:
     return UserError(f"{folder.url} cannot be written ({error.strerror or error}): choose another --out")
 
 
-def _check_same(folder: Folder, stored: bytes, recipe: Recipe) -> None:
-    old = yaml.safe_load(stored)
+def _check_same(folder: Folder, stored: bytes, recipe: Recipe, fingerprint: str) -> None:
+    try:
+        old = yaml.safe_load(stored)
+        seed, sources = old["seed"], {s["name"]: s["kind"] for s in old["sources"]}
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise UserError(f"{folder.path(RECIPE)} is not what a build writes: choose another --out") from error
     mine = {source.name: source.kind for source in recipe.sources}
-    fingerprint = TokenizeJob(recipe, "").vocabulary.fingerprint
     differences = [] if stored.startswith(_header(fingerprint)) else ["it has another vocabulary"]
-    differences += [f"seed {old['seed']} is now {recipe.seed}"] if old["seed"] != recipe.seed else []
-    differences += [f"source {s['name']} is gone" for s in old["sources"] if mine.get(s["name"]) != s["kind"]]
+    differences += [f"seed {seed} is now {recipe.seed}"] if seed != recipe.seed else []
+    differences += [f"source {name} is gone" for name, kind in sources.items() if mine.get(name) != kind]
     if differences:
         raise UserError(
             f"{folder.url} holds the build of another recipe ({'; '.join(differences)}): "
@@ -130,9 +156,7 @@ def run(
     try:
         prepare(job)
     except OSError as error:
-        raise UserError(
-            f"{job.folder.url} cannot be written ({error.strerror or error}): choose another --out"
-        ) from error
+        raise unwritable(job.folder, error) from error
     if waiting:
         from .beam_jobs import run_job
 
@@ -148,16 +172,13 @@ def count(job: Job) -> tuple[int, int]:
     return total, sum(1 for part in job.parts() for _ in pending(job, part))
 
 
-def find_duplicates(job: TokenizeJob, root: str, flags: list[str]) -> str:
-    """Make the list of duplicates of finished examples, if it is not there. Returns its key, "" for none."""
-    if job.recipe.duplicates == "none":
-        return ""
-    key = digest(root, job.recipe.duplicates)
-    if duplicates.read_key(job.folder) != key:
+def find_duplicates(job: TokenizeJob, examples: dict[str, Any], flags: list[str]) -> None:
+    """Make the list of duplicates of finished examples, if it is not there."""
+    key = duplicates_key(examples)
+    if key and duplicates.read_key(job.folder) != key:
         from .beam_jobs import run_duplicates
 
-        run_duplicates(job, flags, key)
-    return key
+        run_duplicates(job, flags, key, examples["rows"])
 
 
 def describe_examples(job: TokenizeJob) -> dict[str, Any]:
@@ -172,12 +193,13 @@ def describe_examples(job: TokenizeJob) -> dict[str, Any]:
         "description": recipe.description,
         "seed": recipe.seed,
         "eval": recipe.eval,
-        "versions": versions(),
+        "duplicates": recipe.duplicates,
+        "versions": {**versions(), **surroundings()},
         "about": {
             s.name: {
                 "kind": s.kind,
                 "licence": s.licence,
-                "deny": sorted(denied(s)),
+                "deny": s.deny,
                 "sample": s.sample,
                 "filters": json.loads(s.filters.model_dump_json(exclude_defaults=True)),
             }
@@ -189,7 +211,7 @@ def describe_examples(job: TokenizeJob) -> dict[str, Any]:
 def describe_packed(job: PackJob) -> dict[str, Any]:
     """Say in a manifest what a set of sequences is."""
     examples = job.dataset.manifest
-    keep = ("vocabulary", "fingerprint", "description", "seed", "eval", "versions", "about")
+    keep = ("vocabulary", "fingerprint", "description", "seed", "eval", "duplicates", "versions", "about")
     return {
         "kind": "sequences",
         "length": job.section.length,

@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..packing.ledger import DROPPED, FAILED
 from ..recipe import BookColumns, BooksSource
 from .archive import is_outside, members
-from .files import SAVED, filesystem, form_of, hidden, open_plain, open_raw
+from .files import SAVED, filesystem, form_of, hidden, is_storage_trouble, open_plain, open_raw
 from .units import Part
 
 BLOCK = 2**20
@@ -47,19 +47,19 @@ class BadRecord:
 Found = TextDocument | BadRecord
 
 
-def read_part(source: BooksSource, part: Part, record_bytes: int) -> Iterator[Found]:
+def read_part(source: BooksSource, part: Part) -> Iterator[Found]:
     """Yield every record of a part, in order; one that cannot be read comes as a `BadRecord`.
 
-    Args:
-      record_bytes: a record with more bytes is bad.
+    Raises:
+      OSError: if the storage is in trouble: then the unit fails and is done again, and nothing is committed.
     """
     readers = {"txt": _text_file, "jsonl": _json_lines, "parquet": _parquet, "tar": _tar}
     read = _rows if source.dataset else readers.get(form_of(part.url), _rows)
     try:
-        yield from map(_storable, read(part, source, record_bytes))
-    except (ConnectionError, TimeoutError):
-        raise  # the storage's trouble, not the file's: the unit fails, and the next call does it again
+        yield from map(_storable, read(part, source, source.record_bytes))
     except DAMAGE as error:
+        if is_storage_trouble(error):
+            raise
         bad = BadRecord(f"{part.id}#damaged", part.url, "damaged file", f"{type(error).__name__}: {error}")
         yield _storable(bad)
 
@@ -92,7 +92,7 @@ def _read_capped(file: BinaryIO, most: int) -> bytes:
 
 def _decoded(record: str, where: str, data: bytes, record_bytes: int) -> Found:
     if len(data) > record_bytes:
-        return BadRecord(record, where, "too large", f"more than limits.record_bytes = {record_bytes} bytes")
+        return BadRecord(record, where, "too large", f"more than record_bytes = {record_bytes} bytes")
     try:
         return TextDocument(record, where, data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -109,9 +109,7 @@ def _json_lines(part: Part, source: BooksSource, record_bytes: int) -> Iterator[
             offset += len(line)
             if len(line) > record_bytes and not line.endswith(b"\n"):
                 offset += _skip_line(file, end - offset)
-                yield BadRecord(
-                    record, where, "too large", f"a line of over limits.record_bytes = {record_bytes} bytes"
-                )
+                yield BadRecord(record, where, "too large", f"a line of over record_bytes = {record_bytes} bytes")
             elif line.strip():
                 yield _json_line(record, where, line, source.columns)
     if not offset:  # an empty file is no record, but is not passed over in silence
@@ -238,7 +236,7 @@ def _top_columns(source: BooksSource, names: list[str]) -> list[str]:
 
 def _capped(found: Found, record_bytes: int) -> Found:
     if isinstance(found, TextDocument) and _is_longer(found.text, record_bytes):
-        return BadRecord(found.record, found.where, "too large", f"over limits.record_bytes = {record_bytes}")
+        return BadRecord(found.record, found.where, "too large", f"over record_bytes = {record_bytes}")
     return found
 
 

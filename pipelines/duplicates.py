@@ -3,14 +3,16 @@
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ..errors import RunFailed
+from ..packing.manifest import DUPLICATES
 from ..packing.shard import HashingFile, Shard
 from ..packing.storage import Folder
 
-DUPLICATES = "duplicates.parquet"
 SCHEMA = pa.schema(
     [
         ("unit", pa.string()),
@@ -45,18 +47,22 @@ class Duplicate(NamedTuple):
     of_record: str
 
 
-def hashes(folder: Folder, path: str, unit: str, near: bool) -> Iterator[tuple[bytes, Member]]:
-    """Yield every example of a shard under each of its hashes."""
-    row = 0
+def hashes(
+    folder: Folder, path: str, unit: str, near: bool, number: int = 0, slices: int = 1
+) -> Iterator[tuple[bytes, Member]]:
+    """Yield every example of a shard under each of its hashes that falls into slice `number` of `slices`."""
+    first = 0
     for batch in Shard(folder, path).batches():
-        names = zip(batch.strings("source").to_pylist(), batch.strings("record").to_pylist(), strict=True)
-        members = [Member(source, record, unit, row + i) for i, (source, record) in enumerate(names)]
-        yield from zip((b"e" + h for h in batch.batch.column("exact").to_pylist()), members, strict=True)
+        sources, records = batch.strings("source"), batch.strings("record")
+        columns = [(b"e", batch.batch.column("exact").to_pylist())]
         if near:
-            bands = batch.batch.column("near").to_pylist()
-            for member, values in zip(members, bands, strict=True):
-                yield from ((b"n%d:" % i + v.to_bytes(8, "little"), member) for i, v in enumerate(values))
-        row += batch.rows
+            bands = np.stack(batch.batch.column("near").to_numpy(zero_copy_only=False)).astype("<u8")
+            columns += [(b"n%d:" % i, [value.tobytes() for value in band]) for i, band in enumerate(bands.T)]
+        for kind, values in columns:
+            for i, value in enumerate(values):
+                if int.from_bytes(value[:4], "little") % slices == number:
+                    yield kind + value, Member(sources[i].as_py(), records[i].as_py(), unit, first + i)
+        first += batch.rows
 
 
 def losers(key: bytes, members: Iterable[Member]) -> Iterator[Duplicate]:
@@ -84,14 +90,39 @@ def find_in_memory(members: Iterable[tuple[bytes, Member]]) -> list[Duplicate]:
     return strongest(d for key, group in groups.items() for d in losers(key, group))
 
 
-def write(folder: Folder, duplicates: list[Duplicate], key: str) -> None:
-    """Write the list. `key` digests what it was made from, so that it need not be made again."""
-    table = pa.Table.from_pylist([d._asdict() for d in duplicates], SCHEMA)
-    draft = folder.scratch(DUPLICATES)
+def write(folder: Folder, duplicates: list[Duplicate], key: str, name: str = DUPLICATES) -> None:
+    """Write a list. `key` digests what it was made from, so that it need not be made again."""
+    _write(folder, pa.Table.from_pylist([d._asdict() for d in duplicates], SCHEMA), key, name)
+
+
+def _write(folder: Folder, table: pa.Table, key: str, name: str) -> None:
+    draft = folder.scratch(name)
     sink = HashingFile(draft)
-    pq.write_table(table.replace_schema_metadata({"key": key}), sink, compression="zstd")
+    table = table.replace_schema_metadata({"key": key})
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     sink.close()
-    folder.adopt(draft, DUPLICATES)
+    folder.adopt(draft, name)
+
+
+def merge(folder: Folder, names: list[str], key: str) -> None:
+    """Make one list of the slices' lists, and remove them.
+
+    Raises:
+      RunFailed: if one is not there, or of other examples.
+    """
+    tables = [read(folder, name) for name in names]
+    for name, table in zip(names, tables, strict=True):
+        if (table.schema.metadata or {}).get(b"key") != key.encode():
+            raise RunFailed(f"{folder.path(name)} was not written: can every worker write to {folder.url}?")
+    if len(tables) == 1:
+        listed = tables[0]
+    else:
+        listed = pa.Table.from_pylist(
+            [d._asdict() for d in strongest(Duplicate(**row) for t in tables for row in t.to_pylist())], SCHEMA
+        )
+    _write(folder, listed, key, DUPLICATES)
+    for name in names:
+        folder.remove(name)
 
 
 def read_key(folder: Folder) -> str:
@@ -103,11 +134,11 @@ def read_key(folder: Folder) -> str:
     return str(metadata.get(b"key", b"").decode())
 
 
-def read(folder: Folder) -> pa.Table:
-    """Read the list; an empty one where there is none."""
-    if not folder.exists(DUPLICATES):
+def read(folder: Folder, name: str = DUPLICATES) -> pa.Table:
+    """Read a list; an empty one where there is none."""
+    if not folder.exists(name):
         return SCHEMA.empty_table()
-    with folder.fs.open(folder.path(DUPLICATES), "rb") as file:
+    with folder.fs.open(folder.path(name), "rb") as file:
         return pq.read_table(pa.PythonFile(file, mode="r"))
 
 

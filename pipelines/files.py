@@ -1,5 +1,6 @@
 """Source files: found through fsspec, named relative to their root, opened with their compression undone."""
 
+import errno
 import io
 import os
 import posixpath
@@ -151,6 +152,13 @@ def _file(fs: Any, info: dict[str, Any], root: str) -> File:
     marks = (info.get(key) for key in ("etag", "ETag", "generation", "mtime", "LastModified", "created"))
     version = next((str(mark) for mark in marks if mark is not None), "")
     return File(_below(name, root), fs.unstrip_protocol(name), int(info["size"] or 0), version)
+
+
+def is_storage_trouble(error: BaseException) -> bool:
+    """Is it the storage that fails, not the file? System calls give a number; decoders and missing files do not."""
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    return isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.EISDIR)
 
 
 def open_raw(url: str) -> io.BufferedReader:

@@ -49,9 +49,18 @@ def pending(job: Job, part: str) -> Iterator[Unit]:
 
 
 def is_done(job: Job, unit: Unit) -> bool:
-    """Is there a report of this unit, with its key, that agrees with the recipe?"""
+    """Is there a report of this unit, with its key, that agrees with the recipe, and whose files are there?"""
+    return finished_report(job, unit) is not None
+
+
+def finished_report(job: Job, unit: Unit) -> Report | None:
+    """Return the report of a unit that is done, else None."""
     report = read_report(job.folder, unit.name)
-    return report is not None and report.key == unit.key and job.agrees(unit, report)
+    if report is None or report.key != unit.key:
+        return None
+    files = [report.shard] + ([report.rejects] if report.rejects else [])
+    whole = all(job.folder.size(file.path) == file.bytes for file in files)
+    return report if whole and job.agrees(unit, report) else None
 
 
 def run_unit(job: Job, unit: Unit) -> Report:
@@ -73,7 +82,7 @@ def run_in_memory(job: Job) -> None:
 
 
 def prepare(job: Job) -> None:
-    """Make the folders. A manifest that may become untrue is taken away first by `reopen`."""
+    """Make the data set's folders."""
     job.folder.make(UNITS, SHARDS, REJECTS)
 
 
@@ -88,7 +97,10 @@ def finish(job: Job, described: dict[str, Any], failure_limit: float) -> dict[st
     Raises:
       RunFailed: if a unit has no report, or more records failed than the limit allows.
     """
-    remove_strays(job)
+    if strays := stray_units(job):
+        reopen(job)
+        for name in strays:
+            job.folder.remove(report_name(name))
     summary: Summary = write_index(job.folder, _reports(job))
     check_failures(summary.ledger, failure_limit)
     sweep(job.folder)
@@ -98,8 +110,8 @@ def finish(job: Job, described: dict[str, Any], failure_limit: float) -> dict[st
 def _reports(job: Job) -> Iterator[Report]:
     for part in job.parts():
         for unit in job.units(part):
-            report = read_report(job.folder, unit.name)
-            if report is None or report.key != unit.key:
+            report = finished_report(job, unit)
+            if report is None:
                 raise RunFailed(
                     f"unit {unit.name} of {job.folder.url} is not done, or its input changed while the job ran: "
                     "call the same command again; finished units are kept"
@@ -115,9 +127,7 @@ def finished_shards(job: Job, part: str) -> Iterator[tuple[str, str]]:
         yield report.shard.path, unit.name
 
 
-def remove_strays(job: Job) -> None:
-    """Remove the reports of units that no longer exist, for example of files that were taken away."""
+def stray_units(job: Job) -> list[str]:
+    """List the units that have a report and no longer exist, for example of files that were taken away."""
     expected = {unit.name for part in job.parts() for unit in job.units(part)}
-    for name in finished_units(job.folder):
-        if name not in expected:
-            job.folder.remove(report_name(name))
+    return [name for name in finished_units(job.folder) if name not in expected]

@@ -5,7 +5,7 @@ import numpy as np
 SHINGLE = 8  # consecutive tokens, about five English words
 BANDS, ROWS = 14, 8  # similarity 0.72 is found at even odds: the setting of datatrove's minhash example
 PRIME = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd: a multiplicative hash (Knuth, TAOCP 6.4)
-CHUNK = 2**14  # shingles hashed at once, so that a book needs no more memory than a page
+CHUNK = 2**12  # runs hashed at once, so that a book needs no more memory than a page
 
 
 def signature(tokens: np.ndarray) -> np.ndarray:
@@ -14,23 +14,22 @@ def signature(tokens: np.ndarray) -> np.ndarray:
     MinHash over runs of `SHINGLE` tokens in `BANDS` bands of `ROWS` (Broder 1997; Leskovec, Rajaraman and
     Ullman, Mining of Massive Datasets, §3.4). A text shorter than a run is hashed whole.
     """
-    shingles = _shingles(tokens.astype(np.uint64))
+    width = min(SHINGLE, len(tokens))
     lows = np.full(BANDS * ROWS, np.iinfo(np.uint64).max, np.uint64)
-    for start in range(0, len(shingles), CHUNK):
-        hashed = _mix(shingles[start : start + CHUNK, None] ^ _SEEDS)
-        np.minimum(lows, hashed.min(axis=0), out=lows)
+    for start in range(0, len(tokens) - width + 1, CHUNK):
+        runs = _runs(tokens[start : start + CHUNK + width - 1].astype(np.uint64), width)
+        np.minimum(lows, _mix(runs[:, None] ^ _SEEDS).min(axis=0), out=lows)
     bands = np.arange(BANDS, dtype=np.uint64)
     for row in lows.reshape(BANDS, ROWS).T:
         bands = _mix(bands ^ row)
     return bands
 
 
-def _shingles(tokens: np.ndarray) -> np.ndarray:
-    width = min(SHINGLE, len(tokens))
+def _runs(tokens: np.ndarray, width: int) -> np.ndarray:
     hashed = np.zeros(len(tokens) - width + 1, np.uint64)
     for offset in range(width):
         hashed = _mix(hashed ^ tokens[offset : offset + len(hashed)])
-    return np.unique(hashed)
+    return hashed
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

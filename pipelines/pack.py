@@ -19,9 +19,10 @@ from ..packing.shard import Batch, Kind, Shard
 from ..packing.storage import Folder
 from ..recipe import PackSection
 from .duplicates import SCHEMA, of_units, read
-from .units import Part, Unit, digest, fraction
+from .units import Part, Unit, digest, fraction, group
 
 LEAST_TOKENS, MOST_TOKENS = 2**24, 2**27  # of a unit; fewer would leave more sequences half empty at unit ends
+INDEX_ROWS = 4096  # of the examples' index, read at once
 PER_UNIT = 1024  # sequences: what one half-empty one costs stays below 0.1 %
 
 
@@ -62,28 +63,25 @@ class PackJob:
         return _dataset(self.examples, self.root)
 
     def parts(self) -> list[str]:
-        return ["pack"]
+        """Name the sources to pack. No sequence mixes two, so that each has a ledger of its own."""
+        names = self.dataset.manifest["sources"]
+        return sorted((name for name in self.section.sources or names if name in names), key=lambda name: f"{name}-0")
 
     def units(self, part: str) -> Iterator[Unit]:
         vocabulary = self.dataset.vocabulary.fingerprint
         split = (self.section.split, self.seed, self.eval) if self.section.split != "all" else "all"
         facts = digest(self.section.length, split, vocabulary, __version__)
-        for number, parts in enumerate(self._runs()):
-            dropped = self._dropped([p.id for p in parts]).select(["unit", "row"]).to_pylist()
-            yield Unit(f"pack-{number:07d}", "pack", parts, digest(facts, [p.version for p in parts], dropped))
-
-    def _runs(self) -> Iterator[tuple[Part, ...]]:
         most = min(max(PER_UNIT * self.section.length, LEAST_TOKENS), MOST_TOKENS)
-        run: list[Part] = []
-        for row in self.dataset.index.to_pylist():
-            if self.section.sources and row["source"] not in self.section.sources:
-                continue
-            if run and sum(p.size for p in run) >= most:
-                yield tuple(run)
-                run = []
-            run.append(Part(row["unit"], row["path"], 0, row["rows"], row["tokens"], row["content"]))
-        if run:
-            yield tuple(run)
+        for number, parts in enumerate(group(self._shards(part), most)):
+            dropped = self._dropped([p.id for p in parts]).select(["unit", "row"]).to_pylist()
+            yield Unit(f"{part}-{number:07d}", part, parts, digest(facts, [p.version for p in parts], dropped))
+
+    def _shards(self, source: str) -> Iterator[tuple[Part, int]]:
+        for batch in self.dataset.index.to_batches(INDEX_ROWS):
+            for row in batch.to_pylist():
+                if row["source"] == source:
+                    tokens = row["tokens"]
+                    yield Part(row["unit"], row["path"], 0, row["rows"], tokens, row["content"]), tokens
 
     def _dropped(self, units: list[str]) -> pa.Table:
         table = _duplicates(self.examples, self.duplicates) if self.duplicates else SCHEMA.empty_table()
@@ -118,6 +116,7 @@ class PackJob:
             first = 0
             for batch in Shard(Folder(self.examples), part.url).batches():
                 writer.ledger.tokens_read += int(batch.column("length").sum())
+                writer.ledger.read += batch.rows
                 verdicts = [self._judge(batch, i, duplicates.get(first + i)) for i in range(batch.rows)]
                 _count(verdicts, batch, first, part, writer)
                 kept = np.array([not reason for reason, _ in verdicts])

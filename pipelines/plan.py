@@ -4,19 +4,21 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Group
 from rich.table import Table
 
-from ..packing.binpack import lower_bound, plan
+from ..packing.binpack import plan
 from ..packing.ledger import KEPT
 from ..packing.report import Reject
 from ..recipe import BooksSource, PackSection, Recipe
-from .books import list_parts
-from .tokenize import TokenizeJob, tokenize
-from .units import Part, Unit
+from .books import list_parts, with_deny_lists
+from .documents import read_part
+from .pack import in_eval
+from .tokenize import TokenizeJob, text_tokenizer, tokenize
+from .units import Part
 
 SAMPLE_SECONDS = 20.0  # spent on each source at the most
 SAMPLE_PARTS = 64
@@ -43,6 +45,18 @@ class SourcePlan:
     reasons: dict[str, int] = field(default_factory=dict)
 
 
+class Lengths(NamedTuple):
+    """Lengths of the examples that a sample kept, which are on the eval side, and how many each stands for."""
+
+    tokens: np.ndarray
+    in_eval: np.ndarray
+    scale: float
+
+    def of(self, split: str) -> np.ndarray:
+        """Take the lengths of one side of the split, or of `all`."""
+        return self.tokens if split == "all" else self.tokens[self.in_eval == (split == "eval")]
+
+
 @dataclass
 class PackPlan:
     """What a packing section will make: estimates, where the sample is not the whole."""
@@ -59,13 +73,14 @@ def plan_recipe(recipe: Recipe, seconds: float = SAMPLE_SECONDS) -> dict[str, An
     Args:
       seconds: time spent on each source's sample, at the most and roughly.
     """
+    recipe = with_deny_lists(recipe)
     job = TokenizeJob(recipe, "")
     width = job.vocabulary.dtype.itemsize
     sources: dict[str, SourcePlan] = {}
-    lengths: dict[str, np.ndarray] = {}
+    lengths: dict[str, Lengths] = {}
     for source in recipe.sources:
         sources[source.name], lengths[source.name] = plan_source(recipe, source, seconds)
-    packs = {f"packed-{p.name}": plan_pack(p, recipe, sources, lengths, width) for p in recipe.pack}
+    packs = {f"packed-{p.name}": plan_pack(p, recipe, lengths, width) for p in recipe.pack}
     tokens = sum(p.tokens for p in sources.values())
     return {
         "sources": {name: asdict(p) for name, p in sources.items()},
@@ -89,21 +104,25 @@ def render_plan(found: dict[str, Any]) -> Group:
     return Group(sources, *reasons, examples, packs)
 
 
-def plan_source(recipe: Recipe, source: BooksSource, seconds: float) -> tuple[SourcePlan, np.ndarray]:
+def plan_source(recipe: Recipe, source: BooksSource, seconds: float) -> tuple[SourcePlan, Lengths]:
     """Tokenize a spread-out sample of a source. Returns the estimate, and the lengths of the examples seen."""
     parts = list(list_parts(source))
     total = sum(size for _, size in parts)
+    text_tokenizer(recipe.vocabulary.text).encode("the model is loaded before the clock runs")
     started = time.monotonic()
     read = records = 0
     lengths: list[int] = []
+    sides: list[bool] = []
     reasons: dict[str, int] = {}
     for part, size in _spread(parts):
-        for outcome in tokenize(recipe, Unit("sample", source.name, (part,), "")):
+        for found in read_part(source, part):
+            outcome = tokenize(recipe, source, found, frozenset(source.deny))
             records += 1
             reason = f"{outcome.status}: {outcome.reason}" if isinstance(outcome, Reject) else KEPT
             reasons[reason] = reasons.get(reason, 0) + 1
             if not isinstance(outcome, Reject):
                 lengths.append(len(outcome.tokens))
+                sides.append(in_eval(recipe.seed, recipe.eval, source.name, outcome.segments[0].record))
         read += size
         if time.monotonic() - started > seconds:
             break
@@ -115,7 +134,7 @@ def plan_source(recipe: Recipe, source: BooksSource, seconds: float) -> tuple[So
     whole = SourcePlan(
         total, len(parts), sampled, round(records * scale), round(len(lengths) * scale), tokens, spent, counted
     )
-    return whole, np.array(lengths, np.int64)
+    return whole, Lengths(np.array(lengths, np.int64), np.array(sides, bool), scale)
 
 
 def _spread(parts: list[tuple[Part, int]]) -> Iterator[tuple[Part, int]]:
@@ -127,20 +146,19 @@ def _spread(parts: list[tuple[Part, int]]) -> Iterator[tuple[Part, int]]:
 def plan_pack(
     section: PackSection,
     recipe: Recipe,
-    sources: dict[str, SourcePlan],
-    lengths: dict[str, np.ndarray],
+    lengths: dict[str, Lengths],
     width: int,
 ) -> PackPlan:
     """Pack the sample's lengths and scale the sequences up; duplicates, known only later, are not taken off."""
     names = section.sources or [s.name for s in recipe.sources]
-    seen = np.concatenate([lengths[name] for name in names])
-    share = {"all": 1.0, "eval": recipe.eval, "train": 1 - recipe.eval}[section.split]
-    pieces = _windows(seen, section.length)
-    bins = plan(pieces, section.length).bins if len(pieces) else 0
-    scale = share * sum(sources[n].tokens for n in names) / max(1, int(seen.sum()))
-    fill = float(pieces.sum() / (bins * section.length)) if bins else 0.0
-    sequences = max(round(bins * scale), lower_bound(pieces[:1], section.length))
-    return PackPlan(section.length, sequences, fill, sequences * section.length * width)
+    sequences, tokens = 0.0, 0.0
+    for name in names:  # no sequence mixes two sources
+        pieces = _windows(lengths[name].of(section.split), section.length)
+        bins = plan(pieces, section.length).bins
+        sequences += bins * lengths[name].scale
+        tokens += float(pieces.sum()) * lengths[name].scale
+    fill = tokens / (sequences * section.length) if sequences else 0.0
+    return PackPlan(section.length, round(sequences), fill, round(sequences) * section.length * width)
 
 
 def _windows(lengths: np.ndarray, length: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The tokenize job: units of sources become shards of examples."""
 
 import json
+import platform
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -17,7 +18,7 @@ from ..packing.storage import Folder
 from ..recipe import BooksSource, Recipe
 from ..tokenizers.text import TextTokenizer, load
 from ..tokenizers.vocabulary import Vocabulary
-from .books import denied, denied_by, examine, judge_length, key_facts, list_parts, prepare, render, url_of
+from .books import denied_by, examine, judge_length, key_facts, list_parts, render, url_of
 from .documents import Found, read_part
 from .near import signature
 from .units import Unit, digest, group
@@ -31,10 +32,18 @@ def text_tokenizer(path: str) -> TextTokenizer:
 
 @dataclass(frozen=True)
 class TokenizeJob:
-    """Turn a recipe's sources into examples under `url`."""
+    """Turn a recipe's sources into examples under `url`.
+
+    Raises:
+      ValueError: if a deny list is still a file's name: `with_deny_lists` reads it once, for all workers.
+    """
 
     recipe: Recipe
     url: str
+
+    def __post_init__(self) -> None:
+        if any(isinstance(source.deny, str) for source in self.recipe.sources):
+            raise ValueError("the recipe's deny lists must be read first: use with_deny_lists")
 
     @property
     def folder(self) -> Folder:
@@ -45,7 +54,7 @@ class TokenizeJob:
         return text_tokenizer(self.recipe.vocabulary.text).vocabulary()
 
     def parts(self) -> list[str]:
-        return sorted(source.name for source in self.recipe.sources)
+        return sorted((source.name for source in self.recipe.sources), key=lambda name: f"{name}-0")  # as units sort
 
     def units(self, part: str) -> Iterator[Unit]:
         source = self.recipe.source(part)
@@ -55,12 +64,11 @@ class TokenizeJob:
             yield Unit(f"{part}-{number:07d}", part, parts, digest(facts, inputs))
 
     def agrees(self, unit: Unit, report: Report) -> bool:
-        source = self.recipe.source(unit.source)
-        return report.deny == digest(sorted(denied(source))) or self._deny_unchanged(source, report)
+        entries, mark = deny_list(tuple(self.recipe.source(unit.source).deny))
+        return report.deny == mark or self._unchanged(entries, report)
 
-    def _deny_unchanged(self, source: BooksSource, report: Report) -> bool:
+    def _unchanged(self, entries: frozenset[str], report: Report) -> bool:
         """Does a deny list that changed since the unit was done leave its rows and rejects as they are?"""
-        entries = denied(source)
         rejects = read_rejects(self.folder, report)
         if any((r.reason == "denied") != bool(denied_by(entries, r.record, r.exact, r.url)) for r in rejects):
             return False
@@ -68,51 +76,59 @@ class TokenizeJob:
 
     def settle(self, report: Report) -> Report:
         """Note the present deny list in a report that agrees with it, so that it is compared only once."""
-        current = digest(sorted(denied(self.recipe.source(report.source))))
-        if report.deny == current:
+        _, mark = deny_list(tuple(self.recipe.source(report.source).deny))
+        if report.deny == mark:
             return report
-        settled = replace(report, deny=current)
+        settled = replace(report, deny=mark)
         self.folder.replace(report_name(report.unit), report.to_bytes(), settled.to_bytes())
         return settled
 
     def run(self, unit: Unit) -> None:
         source = self.recipe.source(unit.source)
+        entries, mark = deny_list(tuple(source.deny))
         stale = self.folder.read(report_name(unit.name))
         with UnitWriter(self.folder, unit.name, self.vocabulary, EXAMPLES) as writer:
-            for outcome in tokenize(self.recipe, unit):
+            for found in read_unit(source, unit):
+                writer.ledger.read += 1
+                outcome = tokenize(self.recipe, source, found, entries)
                 if isinstance(outcome, Reject):
                     writer.reject(outcome)
                 else:
                     writer.ledger.count(KEPT)
                     writer.add(outcome)
-            writer.commit(unit.source, unit.key, digest(sorted(denied(source))), stale)
+            writer.commit(unit.source, unit.key, mark, stale)
 
 
-def tokenize(recipe: Recipe, unit: Unit) -> Iterator[Row | Reject]:
-    """Turn every record of a unit into an example's row, or a reject, in order: the job without the engine."""
-    source = recipe.source(unit.source)
-    entries = denied(source)
+@lru_cache(maxsize=64)
+def deny_list(entries: tuple[str, ...]) -> tuple[frozenset[str], str]:
+    """Make a deny list quick to ask, and digest it: once in a process."""
+    return frozenset(entries), digest(list(entries))
+
+
+def read_unit(source: BooksSource, unit: Unit) -> Iterator[Found]:
+    """Yield every record of a unit, in order."""
     for part in unit.parts:
-        for found in read_part(source, part, recipe.limits.record_bytes):
-            yield tokenize_record(recipe, source, found, entries)
+        yield from read_part(source, part)
 
 
-def tokenize_record(recipe: Recipe, source: BooksSource, found: Found, entries: frozenset[str]) -> Row | Reject:
-    """Turn one record into an example's row, or say why not."""
-    document, reject, exact = examine(found, source, recipe.seed, entries)
-    if document is None:
-        assert reject is not None
-        return reject
-    tokenizer = text_tokenizer(recipe.vocabulary.text)
-    ids = tokenizer.encode(prepare(document.text, source))
+def tokenize(recipe: Recipe, source: BooksSource, found: Found, entries: frozenset[str]) -> Row | Reject:
+    """Turn one record into an example's row, or say why not: the job without the engine.
+
+    Args:
+      entries: the source's deny list.
+    """
+    admitted = examine(found, source, recipe.seed, entries)
+    if isinstance(admitted, Reject):
+        return admitted
+    text, exact = admitted
+    tokenizer, url = text_tokenizer(recipe.vocabulary.text), url_of(found)
+    ids = tokenizer.encode(text)
     if reason := judge_length(len(ids), source):
-        detail = f"{len(ids)} tokens"
-        names = (exact.hex(), url_of(found))
-        return Reject(source.name, found.record, "filter", DROPPED, reason, detail, found.where, *names)
-    url = url_of(found)
+        detail, hashed = f"{len(ids)} tokens", exact.hex()
+        return Reject(source.name, found.record, "filter", DROPPED, reason, detail, found.where, hashed, url)
     near = signature(ids) if recipe.duplicates == "near" else np.empty(0, np.uint64)
-    vocabulary = tokenizer.vocabulary()
-    return example_row(render(ids, source.name, found.record, url, vocabulary), vocabulary, exact, near)
+    example = render(ids, source.name, found.record, url, tokenizer.vocabulary())
+    return example_row(example, tokenizer.vocabulary(), exact, near)
 
 
 def _names(row: Row) -> tuple[str, ...]:
@@ -121,6 +137,11 @@ def _names(row: Row) -> tuple[str, ...]:
     return segment.record, row.exact.hex(), *(json.loads(s.ref)["url"] for s in segment.spans if s.kind == "document")
 
 
+def surroundings() -> dict[str, str]:
+    """Return the versions that should not matter to the rows, for the manifest."""
+    return {"python": platform.python_version(), **{name: version(name) for name in ("kitoken", "numpy", "pyarrow")}}
+
+
 def versions() -> dict[str, str]:
-    """Return the versions that the rows may depend on."""
+    """Return the versions that the rows depend on; a faster encoder's ids are proven equal when it is loaded."""
     return {"worldloom": __version__, "sentencepiece": version("sentencepiece")}

@@ -57,8 +57,10 @@ def write_dataset(url: str, units: dict[str, list[Row]], vocabulary: Vocabulary,
         with UnitWriter(folder, name, vocabulary, kind) as writer:
             for row in rows:
                 writer.add(row)
-                for _ in row.segments:
+                for s in row.segments:
+                    writer.ledger.read += 1
                     writer.ledger.count(KEPT)
+                    writer.ledger.tokens_read += s.length
             writer.commit("toy", key="k")
     reports = [report for name in sorted(units) if (report := read_report(folder, name))]
     described = {

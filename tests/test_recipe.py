@@ -76,7 +76,7 @@ def test_every_shipped_recipe_is_one() -> None:
         ({"eval": float("nan")}, "eval: found nan"),
         ({"eval": 1.5}, "eval: found 1.5"),
         ({"limits": {"failed": 2}}, "limits.failed: found 2"),
-        ({"limits": {"record_bytes": 10**30}}, "limits.record_bytes"),
+        ({"sources": [{**SOURCE, "record_bytes": 10**30}]}, "record_bytes"),
         ({"duplicates": False}, "duplicates: found False; input should be 'none', 'exact' or 'near'"),
         ({"vocabulary": "some.model"}, "vocabulary: found 'some.model'; a mapping of keys is needed"),
         ({"vocabulary": {}}, "the key vocabulary.text is missing"),

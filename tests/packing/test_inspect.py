@@ -53,10 +53,13 @@ def write(folder: Folder, kind: Kind) -> Dataset:
                 else:
                     writer.add(example_row(examples[0], VISION, bytes(16), np.empty(0, np.uint64)))
                 for _ in examples:
+                    writer.ledger.read += 1
                     writer.ledger.count(KEPT)
             for i in range(u):
                 status = (DROPPED, FAILED)[i]
                 writer.reject(Reject("gutenberg", f"bad-{u}-{i}", "read", status, "too short", "7 < 10", "a.txt:3"))
+            writer.ledger.read += u
+            writer.ledger.tokens_read = sum(t["tokens"] for t in writer.ledger.tasks.values())
             writer.commit("books", key="k")
     reports = [r for r in (read_report(folder, unit) for unit in units) if r]
     described = {"kind": kind.name, "length": kind.length, "weights": "lwm", "fingerprint": VISION.fingerprint}
@@ -209,7 +212,9 @@ def toy(tmp_path: Any, record: str, parts: list[list[int]], task: str = "image-t
     with UnitWriter(folder, "u", VISION, Kind("sequences", LENGTH)) as writer:
         writer.add(sequence_row([draft.example(task, record, record)], LENGTH, VISION))
         writer.reject(Reject(record, record, "read", DROPPED, record))
+        writer.ledger.read += 2
         writer.ledger.count(KEPT)
+        writer.ledger.tokens_read = sum(t["tokens"] for t in writer.ledger.tasks.values())
         writer.commit("s", key="k")
     report = read_report(folder, "u")
     assert report

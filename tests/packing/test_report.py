@@ -49,9 +49,12 @@ def write(folder: Folder, seed: int = 0, rejects: tuple[Reject, ...] = (BAD, SHO
     """Open a unit and put a row and rejects into it."""
     writer = UnitWriter(folder, "u-0", VOCABULARY, KIND)
     writer.add(row(seed))
+    writer.ledger.read += 1
     writer.ledger.count(KEPT)
     for reject in rejects:
         writer.reject(reject)
+        writer.ledger.read += 1
+    writer.ledger.tokens_read = 9
     return writer
 
 
@@ -122,11 +125,22 @@ def test_a_writer_that_does_not_commit_leaves_nothing(folder):
     assert files(folder) == []
 
 
-def test_an_unbalanced_ledger_is_refused(folder):
+@pytest.mark.parametrize("name", ["read", "kept", "dropped", "tokens_read", "tokens_dropped"])
+def test_an_unbalanced_ledger_is_refused(folder, name):
+    """A record or token that a reader lost, or a row that was not written, cannot be committed."""
     with pytest.raises(ValueError, match="does not add up"), write(folder) as writer:
-        writer.ledger.read += 1
+        setattr(writer.ledger, name, getattr(writer.ledger, name) + 1)
         writer.commit("books", key="k")
     assert files(folder) == []
+
+
+def test_a_report_that_cannot_be_read_is_a_unit_not_done(folder):
+    for damage in (b"", b"{", b"[]", b'{"unit": "u-0"}', b"\xff"):
+        folder.overwrite(report_name("u-0"), damage)
+        assert read_report(folder, "u-0") is None
+    with write(folder) as writer:
+        assert writer.commit("books", key="k", stale=b"\xff")
+    assert read_report(folder, "u-0") is not None
 
 
 def test_a_unit_without_rejects_has_no_file_of_them(folder):

@@ -247,9 +247,12 @@ def built(request, tmp_path) -> Folder:
         with UnitWriter(folder, unit, VISION, kind) as writer:
             for i in range(4):
                 writer.add(packed(rng, f"{unit}.{i}"))
+                writer.ledger.read += 1
                 writer.ledger.count(KEPT)
             for i in range(number):
                 writer.reject(Reject(unit[0], f"bad{i}", "read", (DROPPED, FAILED)[i], "too short"))
+            writer.ledger.read += number
+            writer.ledger.tokens_read = sum(t["tokens"] for t in writer.ledger.tasks.values())
             assert writer.commit(unit[0], key="k")
     reports = [r for r in (read_report(folder, unit) for unit in units) if r]
     described = {"kind": "sequences", "length": LENGTH, "weights": "lwm", "fingerprint": VISION.fingerprint}

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ from worldloom.packing.report import UNITS
 from worldloom.packing.storage import Folder
 from worldloom.pipelines import duplicates
 from worldloom.pipelines.beam_jobs import run_duplicates, run_job
-from worldloom.pipelines.build import describe_examples, describe_packed, pack_job
-from worldloom.pipelines.job import finish, finished_shards, pending, prepare, run_in_memory
+from worldloom.pipelines.build import describe_examples, describe_packed, duplicates_key, pack_job
+from worldloom.pipelines.job import finish, finished_shards, pending, prepare, run_in_memory, run_unit
 from worldloom.pipelines.tokenize import TokenizeJob
 from worldloom.recipe import Recipe, load_recipe
 
@@ -45,13 +46,14 @@ def everything(recipe: Recipe, out: Path, flags: list[str], workers: int, in_mem
     prepare(job)
     run_in_memory(job) if in_memory else run_job(job, flags, workers)
     made = finish(job, describe_examples(job), 1.0)
+    key = duplicates_key(made)
     if in_memory:
         shards = [shard for part in job.parts() for shard in finished_shards(job, part)]
         members = [m for path, unit in shards for m in duplicates.hashes(job.folder, path, unit, near=False)]
-        duplicates.write(job.folder, duplicates.find_in_memory(members), "key")
+        duplicates.write(job.folder, duplicates.find_in_memory(members), key)
     else:
-        run_duplicates(job, flags, "key")
-    packing = pack_job(job.url, str(out / "packed"), recipe.pack[0], "key", 0, 0.0)
+        run_duplicates(job, flags, key, made["rows"])
+    packing = pack_job(job.url, str(out / "packed"), recipe.pack[0])
     prepare(packing)
     run_in_memory(packing) if in_memory else run_job(packing, flags, workers)
     finish(packing, describe_packed(packing), 1.0)
@@ -97,5 +99,12 @@ def test_a_unit_run_twice_at_once_commits_once(recipe, tmp_path):
     alone = replace(job, url=str(tmp_path / "alone"))
     run_in_memory(alone)
     assert finish(alone, describe_examples(alone), 1.0)["root"] == made["root"]
+    stale = replace(job, recipe=recipe.model_copy(update={"seed": 1}))
+    units = [unit for part in stale.parts() for unit in pending(stale, part)]
+    assert len(units) == made["units"]
+    with ThreadPoolExecutor(4) as pool:
+        for unit in units:
+            assert len(list(pool.map(partial(run_unit, stale), [unit] * 4))) == 4
+    assert finish(stale, describe_examples(stale), 1.0)["root"] == made["root"]
     files = [sorted(p.name for p in (tmp_path / d / "shards").iterdir()) for d in ("examples", "alone")]
     assert files[0] == files[1]

@@ -16,31 +16,34 @@ import pytest
 from worldloom.errors import UserError
 from worldloom.packing.report import Reject, read_rejects, read_report
 from worldloom.packing.row import Row, decode_runs, row_examples
-from worldloom.pipelines.books import content_hash, denied, examine, key_facts, list_parts
+from worldloom.pipelines.books import content_hash, examine, key_facts, list_parts, with_deny_lists
 from worldloom.pipelines.build import describe_examples
 from worldloom.pipelines.documents import TextDocument
 from worldloom.pipelines.job import finish, run_in_memory
-from worldloom.pipelines.tokenize import TokenizeJob, text_tokenizer, tokenize
+from worldloom.pipelines.tokenize import TokenizeJob, read_unit, text_tokenizer, tokenize
 from worldloom.recipe import Recipe
 
 CAP = 10_000
 
 
 def recipe_of(path: Path | str, model: Path | str = "none.model", duplicates: str = "exact", **source: Any) -> Recipe:
-    section = {"name": "s", "kind": "books", "path": str(path), **source}
-    limits = {"record_bytes": CAP}
-    data = {"vocabulary": {"text": str(model)}, "sources": [section], "limits": limits, "duplicates": duplicates}
+    section = {"name": "s", "kind": "books", "path": str(path), "record_bytes": CAP, **source}
+    data = {"vocabulary": {"text": str(model)}, "sources": [section], "duplicates": duplicates}
     return Recipe.model_validate(data)
 
 
 def run(path: Path, model: Path, **source: Any) -> dict[str, Row | Reject]:
     """Tokenize all of a source, by record id."""
-    recipe = recipe_of(path, model, **source)
-    job = TokenizeJob(recipe, "memory://unused")
-    outcomes = [outcome for unit in job.units("s") for outcome in tokenize(recipe, unit)]
+    outcomes = tokenize_all(recipe_of(path, model, **source))
     found = {o.record if isinstance(o, Reject) else o.segments[0].record: o for o in outcomes}
     assert len(found) == len(outcomes)
     return found
+
+
+def tokenize_all(recipe: Recipe) -> list[Row | Reject]:
+    recipe = with_deny_lists(recipe)
+    (books,), units = recipe.sources, TokenizeJob(recipe, "memory://unused").units("s")
+    return [tokenize(recipe, books, f, frozenset(books.deny)) for unit in units for f in read_unit(books, unit)]
 
 
 def reasons(found: dict[str, Row | Reject]) -> dict[str, str]:
@@ -204,7 +207,7 @@ def test_a_sample_depends_on_the_seed_and_not_on_the_place(tmp_path: Path) -> No
     def chosen(seed: int, name: str = "s") -> list[bool]:
         source = recipe_of(tmp_path, sample=0.5, name=name).sources[0]
         documents = [TextDocument(f"r{i}", f"{seed} anywhere", "text") for i in range(100)]
-        return [examine(d, source, seed, frozenset()).document is not None for d in documents]
+        return [isinstance(examine(d, source, seed, frozenset()), Reject) for d in documents]
 
     assert chosen(0) == chosen(0) != chosen(1)
     assert chosen(0) != chosen(0, "other")
@@ -235,11 +238,13 @@ def test_denying_goes_before_every_other_judgement(tmp_path: Path, small_model: 
 
 def test_a_deny_file_that_changed_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "deny.txt"
-    source = recipe_of(tmp_path, deny=str(path)).sources[0]
+    recipe = recipe_of(tmp_path, deny=str(path))
     path.write_text("a\n")
-    assert denied(source) == {"a"}
-    path.write_text("a\nb\n")
-    assert denied(source) == {"a", "b"}
+    assert with_deny_lists(recipe).sources[0].deny == ["a"]
+    path.write_text("b\na\nb\n")
+    assert with_deny_lists(recipe).sources[0].deny == ["a", "b"]
+    with pytest.raises(ValueError, match="must be read first"):
+        TokenizeJob(recipe, "memory://unused")
 
 
 @pytest.mark.parametrize(("content", "words"), [(None, "does not exist"), (b"\xff", "cannot be read")])
@@ -247,16 +252,16 @@ def test_a_deny_file_that_cannot_be_read_is_refused(tmp_path: Path, content: byt
     if content is not None:
         (tmp_path / "deny.txt").write_bytes(content)
     with pytest.raises(UserError, match=words):
-        denied(recipe_of(tmp_path, deny=str(tmp_path / "deny.txt")).sources[0])
+        with_deny_lists(recipe_of(tmp_path, deny=str(tmp_path / "deny.txt")))
     with pytest.raises(UserError, match="cannot be read"):
-        denied(recipe_of(tmp_path, deny=str(tmp_path)).sources[0])
+        with_deny_lists(recipe_of(tmp_path, deny=str(tmp_path)))
 
 
 def test_names_of_any_bytes_can_be_stored(tmp_path: Path) -> None:
     source = recipe_of(tmp_path).sources[0]
     for found in (TextDocument("r", "w", "\ud800"), TextDocument("r", "w", "", {"url": "\ud800"})):
-        reject = examine(found, source, 0, frozenset()).reject
-        assert reject is not None
+        reject = examine(found, source, 0, frozenset())
+        assert isinstance(reject, Reject)
         pa.array([reject.record, reject.where, reject.error, reject.url])
 
 
@@ -274,14 +279,13 @@ def test_a_gutenberg_book_is_stripped_only_where_asked(tmp_path: Path, small_mod
     assert list(stripped["a.txt"].tokens[1:-1]) == list(tokenizer.encode("The fox.\n"))
     assert list(stripped["c.txt"].tokens[1:-1]) == list(tokenizer.encode("The fox.\r\n"))
     assert set(reasons(whole).values()) == {"kept"}
-    assert stripped["a.txt"].exact == whole["a.txt"].exact
+    assert stripped["a.txt"].exact == content_hash("The fox.\n") != whole["a.txt"].exact
 
 
 def test_near_hashes_are_made_only_where_asked(tmp_path: Path, small_model: Path) -> None:
     (tmp_path / "a.txt").write_text("The fox.")
     recipe = recipe_of(tmp_path, small_model, duplicates="near")
-    (unit,) = TokenizeJob(recipe, "memory://unused").units("s")
-    (row,) = tokenize(recipe, unit)
+    (row,) = tokenize_all(recipe)
     assert isinstance(row, Row) and len(row.near) == 14
 
 

@@ -27,7 +27,12 @@ from worldloom.pipelines.books import list_parts, texts
 from worldloom.pipelines.documents import BadRecord, Found, TextDocument, read_part
 from worldloom.recipe import BooksSource
 
-COMPRESS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".zst": zstandard.ZstdCompressor().compress}
+COMPRESS = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".zst": zstandard.ZstdCompressor().compress,
+}
 
 
 def source(path: Path | str | list[str], **more: Any) -> BooksSource:
@@ -37,8 +42,8 @@ def source(path: Path | str | list[str], **more: Any) -> BooksSource:
 
 
 def read(path: Path | str | list[str], cap: int = 2**20, **more: Any) -> list[Found]:
-    made = source(path, **more)
-    return [found for part, _ in list_parts(made) for found in read_part(made, part, cap)]
+    made = source(path, record_bytes=cap, **more)
+    return [found for part, _ in list_parts(made) for found in read_part(made, part)]
 
 
 def brief(found: list[Found]) -> list[tuple[str, str]]:
@@ -112,7 +117,7 @@ def test_a_file_that_goes_away_is_a_reject(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
     (part, _) = next(list_parts(source(tmp_path)))
     (tmp_path / "a.txt").unlink()
-    assert brief(list(read_part(source(tmp_path), part, 100))) == [("a.txt#damaged", "(damaged file)")]
+    assert brief(list(read_part(source(tmp_path), part))) == [("a.txt#damaged", "(damaged file)")]
 
 
 def test_names_that_are_no_unicode_are_escaped(tmp_path: Path) -> None:
@@ -528,7 +533,7 @@ def test_a_named_dataset_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     folder.mkdir()
     (folder / "train.jsonl").write_bytes(lines_of({"text": "a"}, {"text": "b"}))
     made = BooksSource(name="s", kind="books", dataset=str(folder))
-    found = [f for part, _ in list_parts(made) for f in read_part(made, part, 100)]
+    found = [f for part, _ in list_parts(made) for f in read_part(made, part)]
     assert [t for _, t in brief(found)] == ["a", "b"]
     for wrong in ({"split": "dev"}, {"dataset": str(tmp_path / "none")}):
         with pytest.raises(UserError, match="cannot be opened"):

@@ -86,6 +86,7 @@ def write_examples(folder: Folder, unit: str, rows: list[tuple[str, bytes, list[
             draft = Draft(VOCABULARY)
             draft.add([1, 5, 2], trained=True)
             writer.add(example_row(draft.example(TEXT, "s", record), VOCABULARY, exact, np.array(bands, np.uint64)))
+            writer.ledger.read += 1
             writer.ledger.count(KEPT)
         writer.commit("s", key="k")
     report = read_report(folder, unit)

@@ -54,6 +54,7 @@ def write_toy(url: str, examples: Toy) -> Dataset:
         with UnitWriter(folder, unit, VOCABULARY, EXAMPLES) as writer:
             for e in found:
                 writer.add(example_row(e, VOCABULARY, e.record.encode().ljust(16)[:16], np.empty(0, np.uint64)))
+                writer.ledger.read += 1
                 writer.ledger.count(KEPT)
             writer.commit(unit[0], key="k")
     reports = [report for unit in sorted(examples) if (report := read_report(folder, unit))]
@@ -80,7 +81,8 @@ class Packed:
         self.rows = [dataset.row(i) for i in range(len(dataset))]
         self.pieces = [e for row in self.rows for e in row_examples(row)]
         folder = Folder(url)
-        reports = [report for unit in self.job.units("pack") if (report := read_report(folder, unit.name))]
+        units = [unit for part in self.job.parts() for unit in self.job.units(part)]
+        reports = [report for unit in units if (report := read_report(folder, unit.name))]
         self.ledgers: list[Ledger] = [report.ledger for report in reports]
         self.rejects: list[Reject] = [reject for report in reports for reject in read_rejects(folder, report)]
 
@@ -224,7 +226,7 @@ def test_more_units_change_nothing_but_where_things_lie(
     monkeypatch.setattr("worldloom.pipelines.pack.LEAST_TOKENS", 1)
     monkeypatch.setattr("worldloom.pipelines.pack.PER_UNIT", 100)
     packed = Packed(url, str(tmp_path / "packed"), {})
-    assert len(packed.ledgers) == 3
+    assert len(packed.ledgers) == 5
     expect_all_tokens_once([e for es in made.values() for e in es if e.record not in packed.reasons()], packed)
 
 
@@ -239,7 +241,7 @@ def test_a_unit_is_done_again_only_where_its_duplicates_changed(
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "packed/units").iterdir()}
     after = Packed(url, str(tmp_path / "packed"), {}, duplicates="k2")
     touched = [path.name for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp]
-    assert touched == ["pack-0000002.json"]
+    assert touched == ["a-0000002.json"]
     assert after.manifest["root"] != before.manifest["root"]
     shards = {path.name for path in (tmp_path / "packed/shards").iterdir()}
     assert len(shards) == len(after.ledgers) == 5  # what no report names was swept
@@ -257,7 +259,7 @@ def test_an_unfinished_job_is_refused(tmp_path: Path, examples: tuple[Toy, str])
     section = PackSection.model_validate({"length": 32})
     job = PackJob(url, Dataset(url).root, str(tmp_path / "packed"), section)
     job.folder.make(UNITS, SHARDS, REJECTS)
-    with pytest.raises(UserError, match=r"pack-0000000 of .* is not done"):
+    with pytest.raises(UserError, match=r"a-0000000 of .* is not done"):
         finish(job, {}, 0.0)
     assert not (tmp_path / "packed/manifest.json").exists()
 

@@ -1,4 +1,7 @@
-"""JAX compiles every little test program: let it do so cheaply. Set before jax is imported; children inherit it."""
+"""JAX compiles every little test program: let it do so cheaply, for up to four devices that the host stands for.
+
+Set before jax is imported; children inherit it.
+"""
 
 import os
 
@@ -7,5 +10,6 @@ os.environ["XLA_FLAGS"] = " ".join(
         os.environ.get("XLA_FLAGS", ""),
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
+        "--xla_force_host_platform_device_count=4",
     ]
 ).strip()

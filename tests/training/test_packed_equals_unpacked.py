@@ -1,0 +1,232 @@
+"""Packed equals unpacked, in loss and gradients: from examples through planner, shard, loader and step (design §4).
+
+The reference knows no packing: each example stands alone in a row of its own, under an attention that is causal and
+nothing else, and the loss is §4's formula over the flags that the example was made with.
+"""
+
+from itertools import chain, pairwise
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from worldloom.packing.binpack import plan
+from worldloom.packing.dataset import Dataset
+from worldloom.packing.example import Draft
+from worldloom.packing.manifest import write_index, write_manifest
+from worldloom.packing.report import REJECTS, SHARDS, UNITS, UnitWriter, read_report
+from worldloom.packing.row import Row, example_row, sequence_row
+from worldloom.packing.shard import EXAMPLES, Batch, Kind, record_batch, schema
+from worldloom.packing.storage import Folder
+from worldloom.packing.weights import Rule
+from worldloom.pipelines.pack import PieceList
+from worldloom.tokenizers.vocabulary import Vocabulary
+from worldloom.training.config import Model
+from worldloom.training.loader import Loader
+from worldloom.training.model import Params, apply, init
+from worldloom.training.step import Parts, cut, loss_and_gradients
+
+LENGTH, ROWS = 24, 8  # of every step, so that each program is compiled once; a smaller data set comes round again
+WHOLE, WINDOWS = 11, 3  # most examples that fit a row, and most windows of the one text that does not
+ALONE = ROWS * (WHOLE + 1)  # rows of the reference, enough for any step
+MODEL = Model(preset="debug", width=16, layers=2, heads=4, kv_heads=2, ffn=24)
+VOCABULARIES = {
+    "text": Vocabulary(20, 1, 2, "text"),
+    "text and vision": Vocabulary(20, 1, 2, "text", codes=6, vision_digest="vision"),
+}
+
+
+class Toy(NamedTuple):
+    """An example before anything has seen it: ids `[n]`, and which of them to train, maybe even the first."""
+
+    tokens: np.ndarray
+    trained: np.ndarray
+
+
+class Split(NamedTuple):
+    """How a step is cut: over hosts, by rows and by columns, and every host's rows into parts."""
+
+    rows: int
+    columns: int
+    accumulation: int
+
+
+# Every split is a program that takes seconds to compile, and `lwm` and `example` differ in nothing but their weights.
+SPLITS = {
+    Rule.LWM: [Split(1, 1, 4), Split(2, 2, 1)],
+    Rule.EXAMPLE: [Split(1, 1, 1), Split(4, 1, 2)],
+    Rule.TOKEN: [Split(1, 1, 4), Split(2, 2, 2)],
+}
+
+
+@st.composite
+def toys(draw: st.DrawFn, vocabulary: Vocabulary) -> list[Toy]:
+    """Draw examples of unequal lengths, some with nothing to train, and at times a text longer than a row."""
+    shares = st.sampled_from([0.0, 0.3, 0.8, 1.0])
+    shapes = draw(st.lists(st.tuples(st.integers(1, LENGTH), shares, st.booleans()), min_size=1, max_size=WHOLE))
+    if draw(st.booleans()):
+        shapes.append((draw(st.integers(LENGTH + 1, WINDOWS * LENGTH)), draw(shares), False))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    return [
+        Toy(rng.integers(0, vocabulary.size if pictures else vocabulary.text_size, length), rng.random(length) < share)
+        for length, share, pictures in shapes
+    ]
+
+
+# ---- the reference ----------------------------------------------------------------------------------------------
+
+
+def alone(examples: list[Toy]) -> dict[tuple[str, int], Toy]:
+    """Cut what is longer than a row into windows, by record and start; a single token left over is dropped."""
+    return {
+        (str(number), low): Toy(toy.tokens[low : low + LENGTH], toy.trained[low : low + LENGTH])
+        for number, toy in enumerate(examples)
+        for low in range(0, len(toy.tokens), LENGTH)
+        if low == 0 or len(toy.tokens) - low > 1
+    }
+
+
+def padded(examples: list[Toy]) -> Toy:
+    """Give every example a row of its own, `[ALONE, LENGTH]`."""
+    tokens, trained = np.zeros((ALONE, LENGTH), np.int32), np.zeros((ALONE, LENGTH), bool)
+    for r, toy in enumerate(examples):
+        tokens[r, : len(toy.tokens)], trained[r, : len(toy.tokens)] = toy
+    return Toy(tokens, trained)
+
+
+def causal(q: Array, k: Array, v: Array, positions: Array, segments: Array) -> Array:
+    """Attend to everything before, whatever positions and segments say."""
+    k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(q.shape[3])
+    shares = jax.nn.softmax(jnp.where(np.tri(q.shape[1], dtype=bool), scores, -jnp.inf))
+    return jnp.einsum("bhqk,bkhd->bqhd", shares, v)
+
+
+def reference(params: Params, tokens: Array, trained: Array, examples: int, rule: int, vocabulary: Vocabulary) -> Array:
+    """Compute the loss of rows of one example each, `[ALONE, LENGTH]`, of which the first `examples` are real.
+
+    `rule` counts in the order of `Rule`.
+    """
+    positions = jnp.broadcast_to(jnp.arange(LENGTH), tokens.shape)
+    hidden = apply(params, tokens, positions, jnp.ones_like(tokens), MODEL, causal)[:, :-1]
+    targets, trained = tokens[:, 1:], trained[:, 1:]
+    vision = targets >= vocabulary.text_size
+    found = [summed_ce(hidden @ params["text"]["head"], targets, trained & ~vision)]
+    if vocabulary.codes:
+        codes = targets - vocabulary.text_size
+        found.append(summed_ce(hidden @ params["vision"]["head"], codes, trained & vision))
+    ce, n = map(jnp.array, zip(*found, strict=True))  # [modalities, ALONE]
+    by_rule = {
+        Rule.LWM: (mean(ce, n) * (1 / 2 if vocabulary.codes else 1)).sum() / examples,
+        Rule.EXAMPLE: mean(ce.sum(0), n.sum(0)).sum() / examples,
+        Rule.TOKEN: mean(ce.sum(), n.sum()),
+    }
+    return jnp.array([by_rule[rule] for rule in Rule])[rule]
+
+
+def summed_ce(logits: Array, targets: Array, own: Array) -> tuple[Array, Array]:
+    """Sum each row's cross-entropy over its own targets, and count them."""
+    ce = -jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.where(own, targets, 0)[..., None], axis=2)[..., 0]
+    return jnp.where(own, ce, 0).sum(1), own.sum(1)
+
+
+def mean(total: Array, count: Array) -> Array:
+    return total / jnp.maximum(count, 1)
+
+
+# ---- the chain --------------------------------------------------------------------------------------------------
+
+
+def pack(examples: list[Toy], vocabulary: Vocabulary) -> list[Row]:
+    """Turn examples into sequences as the pack job does."""
+    made = []
+    for number, toy in enumerate(examples):
+        draft = Draft(vocabulary)
+        for token, trained in zip(*toy, strict=True):
+            draft.add([token], bool(trained))
+        made.append(example_row(draft.example("text", "toy", str(number)), vocabulary, b"", np.empty(0, np.uint64)))
+    found = PieceList()
+    found.add(Batch(record_batch(made, [0] * len(made), schema(vocabulary, EXAMPLES))), np.arange(len(made)), LENGTH)
+    pieces = found.close()
+    packed = plan(pieces.high - pieces.low, LENGTH)
+    bins = [packed.order[low:high] for low, high in pairwise(packed.offsets)]
+    return [sequence_row(map(pieces.example, chosen), LENGTH, vocabulary) for chosen in bins]
+
+
+def write(folder: Folder, rows: list[Row], vocabulary: Vocabulary) -> Dataset:
+    """Write a complete data set of one shard."""
+    folder.make(UNITS, SHARDS, REJECTS)
+    with UnitWriter(folder, "toy", vocabulary, Kind("sequences", LENGTH)) as writer:
+        for row in rows:
+            writer.add(row)
+            writer.ledger.tokens_read += sum(s.length for s in row.segments)
+        writer.commit("toy", key="k")
+    report = read_report(folder, "toy")
+    assert report
+    about = {"kind": "sequences", "length": LENGTH, "weights": "example", "fingerprint": vocabulary.fingerprint}
+    write_manifest(folder, write_index(folder, [report]), {**about, "vocabulary": vars(vocabulary)})
+    return Dataset(folder.url)
+
+
+def load(loader: Loader, t: int, split: Split) -> tuple[Parts, int]:
+    """Let every host load and cut its own share of step `t`, then join the shares as a mesh of hosts would see them."""
+    step = loader.plan(t)
+    shuffled = np.random.default_rng(t).permutation(LENGTH) if split.columns > 1 else None
+    hosts = [
+        [loader.load(step, rows, columns, shuffled) for columns in shares(LENGTH, split.columns)]
+        for rows in shares(ROWS, split.rows)
+    ]
+    cuts = [[cut(batch, split.accumulation) for batch in line] for line in hosts]
+    parts = {name: np.block([[part[name] for part in line] for line in cuts]) for name in cuts[0][0]}
+    (examples,) = {batch.examples for line in hosts for batch in line}
+    mesh = Mesh(np.reshape(jax.devices("cpu")[: split.rows * split.columns], split[:2]), ("rows", "columns"))
+    return jax.device_put(parts, NamedSharding(mesh, PartitionSpec(None, "rows", "columns"))), examples
+
+
+def shares(size: int, hosts: int) -> list[slice]:
+    each = size // hosts
+    return [slice(host * each, (host + 1) * each) for host in range(hosts)]
+
+
+# ---- the property -----------------------------------------------------------------------------------------------
+
+CHEAPLY = {"xla_cpu_use_fusion_emitters": False}  # these take XLA twice the time
+packed_step = jax.jit(loss_and_gradients, static_argnames=("model", "rule"), compiler_options=CHEAPLY)
+unpacked_step = jax.jit(jax.value_and_grad(reference), static_argnames="vocabulary", compiler_options=CHEAPLY)
+
+
+@pytest.fixture(scope="module", params=VOCABULARIES.values(), ids=list(VOCABULARIES))
+def model(request: pytest.FixtureRequest) -> tuple[Vocabulary, Params]:
+    """Draw parameters eight times as large as training's first, so that logits and attention are far from even."""
+    params = init(jax.random.key(0), MODEL, request.param)
+    return request.param, jax.tree.map(lambda x: 8 * np.asarray(x) if x.std() else np.asarray(x), params)
+
+
+@pytest.mark.parametrize("rule", Rule)
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(data=st.data(), t=st.integers(0, 3))
+def test_packed_equals_unpacked(
+    model: tuple[Vocabulary, Params], rule: Rule, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, t: int
+) -> None:
+    """For every rule, example and split, loss and each gradient agree to 1e-5 of the largest in its array."""
+    vocabulary, params = model
+    examples = data.draw(toys(vocabulary))
+    dataset = write(Folder(str(tmp_path_factory.mktemp("packed"))), pack(examples, vocabulary), vocabulary)
+    names = [[(s.record, s.start) for s in row.segments] for row in dataset]
+    by_name = alone(examples)
+    assert sorted(chain.from_iterable(names)) == sorted(by_name)
+    loader = Loader(dataset, ROWS, seed=0, weights=rule)
+    taken = [by_name[name] for row in loader.plan(t).rows for name in names[row]]
+    want = unpacked_step(params, *padded(taken), len(taken), list(Rule).index(rule), vocabulary)
+    for split in SPLITS[rule]:
+        got = packed_step(params, *load(loader, t, split), MODEL, rule)
+        jax.tree.map_with_path(lambda path, x, y, split=split: check(f"{split} {path}", x, y), got, want)
+
+
+def check(name: str, got: Array, want: Array) -> None:
+    assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max(), name
