@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-UNIT = 400_000  # bytes of a work unit
+UNIT = 200_000  # bytes of a work unit
 
 
 def write_corpus(folder: Path, units: int) -> None:
@@ -18,8 +18,10 @@ def write_corpus(folder: Path, units: int) -> None:
     words = [f"word{i}" for i in range(3000)]
     for i in range(units):
         lines = []
-        while sum(map(len, lines)) < UNIT * 0.97:
-            lines.append(json.dumps({"text": " ".join(draw.choices(words, k=600)) + f" {i} {len(lines)}"}))
+        size = 0
+        while size < UNIT * 0.97:
+            lines.append(json.dumps({"text": " ".join(draw.choices(words, k=40)) + f" {i} {len(lines)}"}))
+            size += len(lines[-1])
         (folder / f"{i:04d}.jsonl").write_text("\n".join(lines))
 
 
