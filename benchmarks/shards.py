@@ -108,6 +108,8 @@ def write_packed(path: Path, rows: int, length: int) -> Dataset:
             for r in range(u * UNIT_ROWS, min((u + 1) * UNIT_ROWS, rows)):
                 writer.add(random_row(rng, length, str(r)))
                 writer.ledger.count(KEPT)
+            writer.ledger.read = writer.ledger.kept
+            writer.ledger.tokens_read = sum(task["tokens"] for task in writer.ledger.tasks.values())
             writer.commit("bench", key="")
     summary = write_index(folder, [report for unit in units if (report := read_report(folder, unit))])
     described = {

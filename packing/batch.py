@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -139,7 +140,7 @@ def _spread(values: np.ndarray, lengths: np.ndarray, out: np.ndarray) -> None:
 
 def _count(starts: np.ndarray, lengths: np.ndarray, out: np.ndarray) -> None:
     """Write 0, 1, 2, … from each start in its row on, over `[B, L]`."""
-    ramp = np.arange(out.shape[1], dtype=np.int32)
+    ramp = _ramp(out.shape[1])
     if out.size < LONG * len(starts):
         np.subtract(ramp, np.repeat(starts, lengths).reshape(out.shape), out=out)
         return
@@ -147,6 +148,14 @@ def _count(starts: np.ndarray, lengths: np.ndarray, out: np.ndarray) -> None:
     for length in lengths.tolist():
         flat[low : low + length] = ramp[:length]
         low += length
+
+
+@lru_cache(maxsize=4)
+def _ramp(length: int) -> np.ndarray:
+    """Return 0, 1, 2, …, int32 `[length]`: made once, since every batch of a run has the same length."""
+    ramp = np.arange(length, dtype=np.int32)
+    ramp.setflags(write=False)
+    return ramp
 
 
 def _shifted_runs(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
