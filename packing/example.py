@@ -67,9 +67,13 @@ class Draft:
 
     def example(self, task: str, source: str, record: str) -> Example:
         """Close the draft. The first token is marked untrained whatever was asked."""
-        trained = np.repeat(self._trained, list(map(len, self._tokens)))
+        tokens = np.concatenate(self._tokens)
+        trained, low = np.empty(len(tokens), bool), 0
+        for part, flag in zip(self._tokens, self._trained, strict=True):
+            trained[low : low + len(part)] = flag
+            low += len(part)
         trained[:1] = False
-        return Example(np.concatenate(self._tokens), trained, task, source, record, 0, tuple(self._spans))
+        return Example(tokens, trained, task, source, record, 0, tuple(self._spans))
 
 
 def clip_spans(spans: tuple[Span, ...], low: int, high: int) -> tuple[Span, ...]:

@@ -50,11 +50,13 @@ class Row:
 
 def encode_runs(flags: np.ndarray) -> np.ndarray:
     """Turn bool `[n]` into alternating run lengths, int32, beginning with a run of False."""
-    first = [0] if len(flags) and flags[0] else []
-    edges = np.flatnonzero(flags[1:] != flags[:-1]).tolist()
-    ends = np.array([*first, *(edge + 1 for edge in edges), len(flags)], np.int32)
-    ends[1:] -= ends[:-1].copy()
-    return ends
+    data, runs, at, ends = flags.tobytes(), [], 0, (b"\1", b"\0")  # bytes.find is far quicker than NumPy here
+    while at < len(data) or not runs:
+        end = data.find(ends[len(runs) % 2], at)
+        end = len(data) if end < 0 else end
+        runs.append(end - at)
+        at = end
+    return np.array(runs, np.int32)
 
 
 def decode_runs(runs: np.ndarray, low: int = 0, high: int | None = None) -> np.ndarray:

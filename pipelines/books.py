@@ -132,7 +132,7 @@ class Admitted(NamedTuple):
 
 def examine(found: Found, source: BooksSource, seed: int, denied: frozenset[str]) -> Admitted | Reject:
     """Decide on a record by all that can be known before its text is tokenized."""
-    if entry := denied_by(denied, found.record, url_of(found)):
+    if denied and (entry := denied_by(denied, found.record, url_of(found))):
         return _reject(found, source, "filter", DROPPED, "denied", entry)
     if isinstance(found, BadRecord):
         return _reject(found, source, "read", found.status, found.reason, found.error)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -58,7 +59,7 @@ class Vocabulary:
     @property
     def dtype(self) -> np.dtype:
         """The smallest unsigned type that holds every id."""
-        return np.min_scalar_type(self.size - 1)
+        return _smallest_type(self.size - 1)
 
     @property
     def fingerprint(self) -> str:
@@ -68,3 +69,8 @@ class Vocabulary:
     def is_vision(self, tokens: np.ndarray) -> np.ndarray:
         """Mark picture codes and frame endings: bool, the shape of `tokens`."""
         return tokens >= self.text_size
+
+
+@lru_cache(maxsize=16)
+def _smallest_type(most: int) -> np.dtype:
+    return np.min_scalar_type(most)
