@@ -50,7 +50,8 @@ class Row:
 
 def encode_runs(flags: np.ndarray) -> np.ndarray:
     """Turn bool `[n]` into alternating run lengths, int32, beginning with a run of False."""
-    data, runs, at, ends = flags.tobytes(), [], 0, (b"\1", b"\0")  # bytes.find is far quicker than NumPy here
+    runs: list[int] = []
+    data, at, ends = flags.tobytes(), 0, (b"\1", b"\0")  # bytes.find is far quicker than NumPy here
     while at < len(data) or not runs:
         end = data.find(ends[len(runs) % 2], at)
         end = len(data) if end < 0 else end
