@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from ..errors import UserError
 from .card import data_card
-from .ledger import Ledger
+from .ledger import Ledger, total
 from .report import REJECTS, SHARDS, UNITS, Report
 from .shard import FORMAT, HashingFile
 from .storage import TEMPORARY, Folder, abandoned
@@ -69,10 +69,7 @@ def write_index(folder: Folder, reports: Iterable[Report]) -> Summary:
             writer.write_table(pa.Table.from_pylist([index_row(r) for r in group], INDEX_SCHEMA))
     sink.close()
     folder.adopt(draft, INDEX)
-    ledger = Ledger()
-    for source in sources.values():
-        ledger.add(source)
-    return Summary(root.hexdigest(), units, rows, tokens, size, ledger, dict(sorted(sources.items())))
+    return Summary(root.hexdigest(), units, rows, tokens, size, total(sources.values()), dict(sorted(sources.items())))
 
 
 def index_row(report: Report) -> dict[str, Any]:

@@ -17,13 +17,12 @@ SECONDS = 0.5  # between two looks at the reports
 class ReportBar:
     """Show units, records, tokens a second and the time left while a job runs. Use as a context manager.
 
-    Without a terminal it says one line at the start and one at the end.
+    Without a terminal it says one line at the end. Reports that were there at the start are not watched.
     """
 
     def __init__(self, title: str, folder: Folder, units: int, done: int):
         self._title, self._folder, self._done = title, folder, done
         self._seen: set[str] = set(finished_units(folder))
-        self._stale = len(self._seen) - done
         self._records = self._tokens = 0
         self._stop = threading.Event()
         self._started = time.monotonic()
