@@ -61,6 +61,12 @@ EXTRAS = {
     "optax": "train",
     "orbax": "train",
     "matplotlib": "train",
+    "PIL": "vision",
+    "aiohttp": "vision",
+    "av": "vision",
+    "diffusers": "vision",
+    "safetensors": "vision",
+    "simplejpeg": "vision",
     "torch": "vision",
     "gcsfs": "gcs",
     "s3fs": "s3",
@@ -115,7 +121,10 @@ def make_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--source", help="only this source")
     inspect.add_argument("--weights", choices=("lwm", "example", "token"), help="rule of the weights shown")
     inspect.add_argument("--tokenizer", metavar="MODEL", help="text model to decode with; default: the build's own")
-    inspect.add_argument("--full", action="store_true", help="do not shorten long texts")
+    inspect.add_argument("--vision", metavar="PATH", help="vision tokenizer to draw with; default: the build's own")
+    inspect.add_argument("--html", metavar="FILE", help="write the rows, frames drawn, as one web page")
+    inspect.add_argument("--sheet", metavar="FILE", help="write the rows' frames as one picture, a PNG")
+    inspect.add_argument("--full", action="store_true", help="shorten no text, and leave no frame out of the page")
     _add_json(inspect)
 
     verify = _add(commands, "verify", run_verify, "Check every shard, row, count and digest of a data set.",
@@ -135,6 +144,20 @@ def make_parser() -> argparse.ArgumentParser:
     tokenizer.add_argument("--out", required=True, help="the model file to write")
     tokenizer.add_argument("--size", type=positive, default=32000, help="number of pieces")
     tokenizer.add_argument("--seed", type=int, default=0, help="of the sample of sentences")
+
+    codebook = _add(commands, "train-codebook", run_train_codebook, "Make a codebook of picture patches from pictures.",
+                    "worldloom train-codebook 'pictures/*.png' --out codebook.npz --codes 1024")  # fmt: skip
+    codebook.add_argument("paths", nargs="+", metavar="IMAGES", help="picture files, folders or globs")
+    codebook.add_argument("--out", required=True, help="the codebook file to write")
+    codebook.add_argument("--codes", type=positive, default=8192, help="number of codes, 8192 at the most")
+    codebook.add_argument("--size", type=positive, default=256, help="side of a picture in pixels")
+    codebook.add_argument("--patch", type=positive, default=16, help="side of a patch in pixels")
+    codebook.add_argument("--seed", type=int, default=0, help="of the sample of patches")
+
+    vqgan = _add(commands, "convert-vqgan", run_convert_vqgan, "Turn LWM's VQGAN, a pickle, into safetensors.",
+                 "worldloom convert-vqgan LWM-Chat-1M-Jax/vqgan --out models/vqgan")  # fmt: skip
+    vqgan.add_argument("file", help="the `vqgan` file of LWM; nothing in it is run")
+    vqgan.add_argument("--out", required=True, help="folder to write")
 
     quickstart = _add(commands, "quickstart", run_quickstart, "See it all: corpus, build, pack, inspect, train.",
                       "worldloom quickstart quickstart-out")  # fmt: skip
@@ -290,6 +313,26 @@ def run_train_tokenizer(options: argparse.Namespace) -> int:
 
     train(texts(options.paths), options.out, options.size, options.seed)
     print(f"{options.out}: {options.size:,} pieces")
+    return 0
+
+
+def run_train_codebook(options: argparse.Namespace) -> int:
+    from .pipelines.squares import squares
+    from .tokenizers.codebook import fit
+
+    codebook = fit(
+        squares(options.paths, options.size), options.codes, size=options.size, patch=options.patch, seed=options.seed
+    )
+    codebook.save(options.out)
+    print(f"{options.out}: {codebook.codes:,} codes of {options.patch} x {options.patch} pixels")
+    return 0
+
+
+def run_convert_vqgan(options: argparse.Namespace) -> int:
+    from .tokenizers.lwm_vqgan import convert
+
+    convert(options.file, options.out)
+    print(f"{options.out}: name it in a recipe as vocabulary.vision: {{kind: vqgan, path: {options.out}}}")
     return 0
 
 

@@ -11,65 +11,24 @@ from pydantic import Field, field_validator, model_validator
 from .errors import UserError
 from .packing.weights import Rule
 from .schema import Section, read_yaml, set_values, validate
+from .sources import Fraction, Name, Source
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=64)]
-Fraction = Annotated[float, Field(ge=0, le=1, strict=False)]
-Scalar = str | int | float | bool
+
+class VisionSection(Section):
+    """The model that makes codes of pictures."""
+
+    kind: Literal["codebook", "vqgan"] = Field(description="a codebook of train-codebook, or a VQModel's folder")
+    path: str
+    pixel_range: Literal["-1..1", "0..1"] | None = Field(
+        None, description="what a VQGAN takes (LWM: -1..1, aMUSEd: 0..1), where its config.json does not name it"
+    )
 
 
 class VocabularySection(Section):
     """The models that decide what a token is."""
 
     text: str = Field(description="a SentencePiece model; relative paths start at the recipe's folder")
-
-
-class BookColumns(Section):
-    """Where JSONL, parquet and Hugging Face rows keep what is needed; dots lead into nested columns."""
-
-    text: str = "text"
-    id: str | None = Field(None, description="a column that names the record; by default file and place do")
-
-
-class BookFilters(Section):
-    """What is kept of a books source."""
-
-    min_tokens: int | None = Field(None, ge=1, description="shortest text kept, in tokens without BOS and EOS")
-    max_tokens: int | None = Field(None, ge=1, description="texts of so many tokens or more are dropped")
-    equals: dict[str, Scalar] = Field({}, description="columns and the values that they must have")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.min_tokens and self.max_tokens and self.min_tokens >= self.max_tokens:
-            raise ValueError(f"min_tokens {self.min_tokens} must be below max_tokens {self.max_tokens}")
-        return self
-
-
-class BooksSource(Section):
-    """Plain text: .txt files, JSONL, parquet, tars of .txt, or Hugging Face datasets."""
-
-    name: Name
-    kind: Literal["books"]
-    path: str | list[str] = Field([], description="files, globs, folders, or a dataset saved with save_to_disk")
-    dataset: str | None = Field(None, description="a dataset that datasets.load_dataset finds, instead of path")
-    split: str = Field("train", description="split of a Hugging Face dataset")
-    columns: BookColumns = BookColumns()
-    filters: BookFilters = BookFilters()
-    strip_gutenberg: bool = Field(False, description="take off Project Gutenberg's header and footer")
-    sample: Fraction = Field(1.0, description="fraction of the records kept, by a hash of seed and record id")
-    deny: str | list[str] = Field([], description="ids, URLs or content hashes to leave out, or a file of them")
-    licence: str = Field("", description="recorded in the manifest and the data card")
-    record_bytes: int = Field(2**28, ge=1, le=2**31 - 4, description="a record with more bytes fails")
-    unit_bytes: int = Field(2**25, ge=1, description="about how much input one work unit reads")
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> Self:
-        if bool(self.path) == bool(self.dataset):
-            raise ValueError("give either path or dataset")
-        return self
-
-    @property
-    def paths(self) -> list[str]:
-        return [self.path] if isinstance(self.path, str) else self.path
+    vision: VisionSection | None = Field(None, description="left out where there is only text")
 
 
 class PackSection(Section):
@@ -80,6 +39,9 @@ class PackSection(Section):
     weights: Rule = Field(Rule.EXAMPLE, strict=False, description="default rule of loss weights")
     sources: list[str] = Field([], description="sources to take; default: all")
     split: Literal["all", "train", "eval"] = Field("all", description="which side of the recipe's eval split")
+    frames: Literal["fit"] | Annotated[int, Field(ge=2)] | None = Field(
+        None, description="thin videos uniformly: to so many frames at the most, or `fit`, to what the length holds"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -102,7 +64,7 @@ class Recipe(Section):
     description: str = ""
     seed: int = Field(0, ge=0)
     vocabulary: VocabularySection
-    sources: list[BooksSource] = Field(min_length=1)
+    sources: list[Annotated[Source, Field(discriminator="kind")]] = Field(min_length=1)
     eval: Fraction = Field(0.0, description="fraction of the records on the eval side of the split")
     duplicates: Literal["none", "exact", "near"] = Field("exact", description="which duplicates packing drops")
     pack: list[PackSection] = Field([], description="one section or a list; left out: examples only")
@@ -131,7 +93,14 @@ class Recipe(Section):
                 raise ValueError(f"pack {section.name}: split eval is empty while eval is 0; set eval, say to 0.01")
         return self
 
-    def source(self, name: str) -> BooksSource:
+    @model_validator(mode="after")
+    def _pictures_have_codes(self) -> Self:
+        seen = [source.name for source in self.sources if source.kind != "books"]
+        if seen and not self.vocabulary.vision:
+            raise ValueError(f"source {seen[0]} has pictures: name a tokenizer for them in vocabulary.vision")
+        return self
+
+    def source(self, name: str) -> Source:
         return next(s for s in self.sources if s.name == name)
 
     def to_yaml(self) -> str:
@@ -157,15 +126,17 @@ def load_recipe(path: str | Path, assignments: list[str] | None = None) -> Recip
 def resolve_paths(data: dict[str, Any], base: Path) -> dict[str, Any]:
     """Make the relative paths of a recipe absolute, before it is checked: wrong shapes pass as they are."""
     vocabulary = data.get("vocabulary")
-    if isinstance(vocabulary, dict):
-        vocabulary.update({k: _absolute(v, base) for k, v in vocabulary.items()})
+    for models in (vocabulary, vocabulary.get("vision")) if isinstance(vocabulary, dict) else ():
+        if isinstance(models, dict):
+            models.update({k: _absolute(v, base) for k, v in models.items() if k in ("text", "path")})
     sources = data.get("sources")
     for source in sources if isinstance(sources, list) else ():
-        if isinstance(source, dict) and "path" in source:
-            found = source["path"]
-            source["path"] = [_absolute(p, base) for p in found] if isinstance(found, list) else _absolute(found, base)
-        if isinstance(source, dict) and isinstance(source.get("deny"), str):
-            source["deny"] = _absolute(source["deny"], base)
+        for key in ("path", "deny", "media_root") if isinstance(source, dict) else ():
+            found = source.get(key)
+            if isinstance(found, str):
+                source[key] = _absolute(found, base)
+            elif isinstance(found, list) and key == "path":
+                source[key] = [_absolute(p, base) for p in found]
     return data
 
 

@@ -2,7 +2,7 @@
 
 import difflib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -116,8 +116,11 @@ def validate(model: type[Model], data: dict[str, Any], where: str) -> Model:
 def _sentence(model: type[BaseModel], data: Any, errors: list[Any]) -> str:
     error, path = _first(data, errors)
     key = ".".join(path)
+    if error["type"].startswith("union_tag_"):
+        tag = error["ctx"]["discriminator"].strip("'")
+        return f"{key}.{tag}: found {_short(error['input'].get(tag))}; choose one of {error['ctx']['expected_tags']}"
     if error["type"] == "extra_forbidden":
-        allowed = _fields_at(model, path[:-1])
+        allowed = _fields_at(model, error["loc"][:-1])
         near = difflib.get_close_matches(path[-1], allowed, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"unknown key {key}; allowed here: {', '.join(sorted(allowed))}{hint}"
@@ -153,19 +156,23 @@ def _short(value: Any) -> str:
     return text if len(text) < 80 else text[:77] + "…"
 
 
-def _fields_at(model: Any, path: list[str]) -> list[str]:
-    """Find the keys allowed at a path by walking the model's annotations."""
+def _fields_at(model: Any, loc: tuple[Any, ...]) -> list[str]:
+    """Find the keys allowed at an error's place by walking the model's annotations; `kind` names a union's branch."""
     found = [model]
-    for part in path:
+    for part in loc:
         nested = [f.annotation for m in found if (f := m.model_fields.get(part)) is not None]
         if nested:
             found = [leaf for annotation in nested for leaf in _models(annotation)]
+        else:
+            found = [m for m in found if part in _kinds(m)] or found
     return [name for m in found for name in m.model_fields]
 
 
-def _models(annotation: Any) -> list[Any]:
-    from typing import get_args
+def _kinds(model: Any) -> tuple[Any, ...]:
+    return get_args(model.model_fields["kind"].annotation) if "kind" in model.model_fields else ()
 
+
+def _models(annotation: Any) -> list[Any]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for inner in get_args(annotation) for model in _models(inner)]

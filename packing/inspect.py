@@ -1,9 +1,12 @@
 """Look into a data set: what it holds as a whole, one row in detail, and where a record went. Plain data only."""
 
+import json
+import math
 import random
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +23,7 @@ from .verify import data_sets
 from .weights import Rule, segment_weights
 
 Decode = Callable[[list[int]], str]
+PICTURES = ("image", "video")  # kinds of the spans that cover frames
 
 
 @dataclass(frozen=True)
@@ -279,9 +283,13 @@ def _pieces(tokens: np.ndarray, trained: np.ndarray, vocabulary: Vocabulary) -> 
     edges = (trained[1:] != trained[:-1]) | (vision[1:] != vision[:-1])
     if vocabulary.codes:
         edges |= tokens[:-1] >= vocabulary.eof
-    borders = [0, *(np.flatnonzero(edges) + 1).tolist(), len(tokens)]
-    for low, high in pairwise(borders):
+    for low, high in _parts(edges):
         yield _Piece(low, tokens[low:high], bool(trained[low]), bool(vision[low]))
+
+
+def _parts(edges: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Cut `[0, n)` after each marked place: bool `[n - 1]`."""
+    return pairwise([0, *(np.flatnonzero(edges) + 1).tolist(), len(edges) + 1])
 
 
 def _run(
@@ -306,3 +314,89 @@ def _frame(ids: list[int], vocabulary: Vocabulary) -> str:
     endings = {vocabulary.eof: "frame", vocabulary.eov: "image"}
     what = endings.get(ids[-1], "part of a frame")
     return f"⟨{what} of {len(ids) - (ids[-1] in endings):,} codes⟩"
+
+
+class Frame(NamedTuple):
+    """A frame of a clip, or what a row holds of one.
+
+    Attributes:
+      number: its place in the clip, from 1.
+      start, end: its places in the row, its ending included.
+      codes: what a vision tokenizer decodes: uint16 `[n]`, without the ending.
+      ended: is there an ending? Without one the frame may go on where the row does not.
+      trained: how many of its tokens are trained.
+      seconds: its time in the video, where the row says it.
+    """
+
+    number: int
+    start: int
+    end: int
+    codes: np.ndarray
+    ended: bool
+    trained: int
+    seconds: float | None
+
+
+class Clip(NamedTuple):
+    """Frames up to the end of an image or a video; `kind` is one of `PICTURES`, `ref` what its span says."""
+
+    kind: str
+    ref: dict[str, Any]
+    frames: tuple[Frame, ...]
+
+
+def blocks(segment: dict[str, Any], vocabulary: Vocabulary) -> Iterator[list[dict[str, Any]] | Clip]:
+    """Group the runs of a segment of `row_detail` as one reads them: yields runs of text, and clips, in order."""
+    low = segment["place"][0]
+    spans = sorted((low + s["start"], low + s["end"], s["kind"], s["ref"]) for s in segment["spans"])
+    spans = [span for span in spans if span[2] in PICTURES]
+    for modality, group in groupby(segment["runs"], key=lambda run: str(run["modality"])):
+        runs = list(group)
+        if modality == "text":
+            yield runs
+            continue
+        tokens = np.concatenate([run["tokens"] for run in runs])
+        trained = np.repeat([run["trained"] for run in runs], [len(run["tokens"]) for run in runs])
+        for a, b in _parts(tokens[:-1] == vocabulary.eov):
+            yield _clip(runs[0]["start"] + a, tokens[a:b], trained[a:b], spans, vocabulary)
+
+
+def _clip(
+    low: int,
+    tokens: np.ndarray,
+    trained: np.ndarray,
+    spans: list[tuple[int, int, str, str]],
+    vocabulary: Vocabulary,
+) -> Clip:
+    parts = list(_parts(tokens[:-1] >= vocabulary.eof))
+    at = bisect_right(spans, low, key=lambda span: span[0]) - 1
+    inside = at >= 0 and low < spans[at][1]
+    kind = spans[at][2] if inside else PICTURES[len(parts) > 1]
+    ref = _facts(spans[at][3]) if inside else {}
+    times = _times(ref, len(parts))
+    frames = []
+    for number, (a, b) in enumerate(parts):
+        ended = bool(tokens[b - 1] >= vocabulary.eof)
+        codes = (tokens[a : b - ended] - vocabulary.text_size).astype(np.uint16)
+        frames.append(Frame(number + 1, low + a, low + b, codes, ended, int(trained[a:b].sum()), times[number]))
+    return Clip(kind, ref, tuple(frames))
+
+
+def _facts(ref: str) -> dict[str, Any]:
+    """Read a span's ref; what is no JSON object says nothing."""
+    try:
+        found = json.loads(ref)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _times(ref: dict[str, Any], frames: int) -> list[float | None]:
+    """Tell the seconds of a clip's frames; of none where its ref does not say it of so many frames."""
+    start, rate = _number(ref.get("start")), _number(ref.get("rate"))
+    known = 0 <= start < 1e9 and 1e-6 < rate < 1e6 and ref.get("frames", frames) == frames
+    return [start + i / rate if known else None for i in range(frames)]
+
+
+def _number(value: Any) -> float:
+    return value if type(value) in (int, float) else math.nan

@@ -32,6 +32,24 @@ def elided(text: str, limit: int = SHOWN) -> str:
     return f"{text[:half]} ⟨… {len(text) - 2 * half:,} characters …⟩ {text[-half:]}"
 
 
+def clock(seconds: float) -> str:
+    """Write a time as minutes and seconds, and hours where there are any."""
+    hundredths = round(seconds * 100)
+    minutes, rest = divmod(hundredths, 6000)
+    short = f"{minutes % 60:02}:{rest / 100:05.2f}"
+    return f"{minutes // 60}:{short}" if minutes >= 60 else short
+
+
+def weighed(segment: dict[str, Any]) -> str:
+    """Say how many tokens of a segment are trained, and what one of them weighs."""
+    parts = [
+        f"{segment[f'trained_{name}']:,} trained {name} tokens of weight {weight:.6g}"
+        for name, weight in segment["weights"].items()
+        if segment[f"trained_{name}"]
+    ]
+    return ", ".join(parts) or "nothing trained"
+
+
 def render_summary(summary: Summary) -> RenderableType:
     """Lay a summary out as tables, with bars for the lengths of segments."""
     blocks: list[RenderableType] = [_facts(summary), _parts(summary), _lengths(summary)]
@@ -124,14 +142,9 @@ def render_row(detail: dict[str, Any], full: bool = False) -> RenderableType:
 
 def _heading(s: dict[str, Any]) -> Text:
     low, high = s["place"]
-    weights = ", ".join(
-        f"{s[f'trained_{name}']:,} trained {name} tokens of weight {weight:.6g}"
-        for name, weight in s["weights"].items()
-        if s[f"trained_{name}"]
-    )
     lines = [
         f"{s['task']} from {s['source']}, record {s['record']}" + (f" at token {s['start']:,}" if s["start"] else ""),
-        f"tokens {low:,} to {high - 1:,}, positions 0 to {s['positions'][1]:,}; {weights or 'nothing trained'}",
+        f"tokens {low:,} to {high - 1:,}, positions 0 to {s['positions'][1]:,}; {weighed(s)}",
         *(f"span {p['start']:,} to {p['end']:,}: {p['kind']} {elided(p['ref'])}".rstrip() for p in s["spans"]),
     ]
     return Text("\n".join(map(visible, lines)), style="cyan")

@@ -13,7 +13,7 @@ from ..packing.report import UNITS
 from ..packing.storage import Folder
 from ..recipe import PackSection, Recipe
 from . import duplicates
-from .books import with_deny_lists
+from .deny import with_deny_lists
 from .job import Job, finish, pending, prepare, reopen
 from .pack import PackJob
 from .progress import ReportBar
@@ -194,7 +194,7 @@ def describe_examples(job: TokenizeJob) -> dict[str, Any]:
         "seed": recipe.seed,
         "eval": recipe.eval,
         "duplicates": recipe.duplicates,
-        "versions": {**versions(), **surroundings()},
+        "versions": {**surroundings(), **{k: v for s in recipe.sources for k, v in versions(s).items()}},
         "about": {
             s.name: {
                 "kind": s.kind,

@@ -5,9 +5,9 @@ import io
 import os
 import posixpath
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import fsspec
 import pyarrow as pa
@@ -16,10 +16,32 @@ from fsspec.implementations.local import LocalFileSystem
 from ..errors import UserError
 
 CODECS = {".gz": "gzip", ".tgz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
-FORMS = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".tar": "tar", ".tgz": "tar"}
+FORMS = {
+    ".txt": "txt",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".tar": "tar",
+    ".tgz": "tar",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    **dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"), "picture"),
+    **dict.fromkeys((".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ogv", ".flv", ".wmv"), "clip"),
+}
+BOOKS = frozenset({"txt", "jsonl", "parquet", "tar"})
+TABLES = frozenset({"jsonl", "parquet", "csv", "tsv"})
+MEDIA = frozenset({"picture", "clip"})  # compressed as they are
 SAVED = ("state.json", "dataset_dict.json")  # what save_to_disk leaves in a folder
 WILD = re.compile(r"[*?\[]")
 BUFFER = 2**17  # bytes
+BLOCK = 2**20
+
+
+class Content(Protocol):
+    """What bytes are read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """Read `size` bytes, or what is left."""
 
 
 class File(NamedTuple):
@@ -40,7 +62,9 @@ class File(NamedTuple):
 
 def form_of(path: str) -> str:
     """Name a file's form by its suffix, or "" where it is unknown."""
-    return FORMS.get(_suffixes(path)[0], "")
+    suffix, codec = _suffixes(path)
+    form = FORMS.get(suffix, "")
+    return "" if codec and form in MEDIA else form
 
 
 def codec_of(path: str) -> str:
@@ -57,8 +81,8 @@ def _suffixes(path: str) -> tuple[str, str]:
     return last.suffix, ""
 
 
-def list_files(patterns: Iterable[str]) -> list[File]:
-    """Find the files that paths, folders and globs name, sorted by id, each once.
+def list_files(patterns: Iterable[str], forms: Collection[str] = BOOKS) -> list[File]:
+    """Find the files of some forms that paths, folders and globs name, sorted by id, each once.
 
     Folders and globs pass over what is hidden; links to files are followed, links to folders are not.
 
@@ -74,11 +98,12 @@ def list_files(patterns: Iterable[str]) -> list[File]:
         if type(fs) is not type(system):
             raise UserError(f"{pattern} lies on another file system than the paths before it: make it another source")
         try:
-            root, matched = _match(fs, path)
+            root, matched = _match(fs, path, forms)
         except OSError as error:
             raise UserError(f"{pattern} cannot be listed: {error}") from error
         if not matched:
-            raise UserError(f"{pattern} matches no file of a known form ({', '.join(FORMS)}): mend the path")
+            known = ", ".join(suffix for suffix, form in FORMS.items() if form in forms)
+            raise UserError(f"{pattern} matches no file of a known form ({known}): mend the path")
         roots.append(root)
         found.update(matched)
     root = posixpath.commonpath(roots)
@@ -98,16 +123,16 @@ def filesystem(url: str) -> tuple[Any, str]:
     return fs, path
 
 
-def _match(fs: Any, path: str) -> tuple[str, dict[str, dict[str, Any]]]:
+def _match(fs: Any, path: str, forms: Collection[str]) -> tuple[str, dict[str, dict[str, Any]]]:
     """Find the files that a path names, and the folder that their ids start from."""
     if fs.isfile(path):
-        return posixpath.dirname(path), {path: fs.info(path)} if form_of(path) else {}
+        return posixpath.dirname(path), {path: fs.info(path)} if form_of(path) in forms else {}
     if fs.isdir(path):
         _check_readable(fs, path)
         root, infos = path, fs.find(path, detail=True)
     else:
         root, infos = _fixed_folder(path), fs.glob(path, detail=True) if WILD.search(path) else {}
-    shown = {name: info for name, info in infos.items() if form_of(name) and not hidden(_below(name, root))}
+    shown = {n: info for n, info in infos.items() if form_of(n) in forms and not hidden(_below(n, root))}
     linked = {name: _followed(fs, info) for name, info in shown.items()}
     return root, {name: info for name, info in linked.items() if info["type"] == "file"}
 
@@ -149,9 +174,13 @@ def _below(name: str, root: str) -> str:
 
 def _file(fs: Any, info: dict[str, Any], root: str) -> File:
     name = info["name"]
+    return File(_below(name, root), fs.unstrip_protocol(name), int(info["size"] or 0), version_of(info))
+
+
+def version_of(info: dict[str, Any]) -> str:
+    """Return what a file system's entry gives to tell one content from another, or ""."""
     marks = (info.get(key) for key in ("etag", "ETag", "generation", "mtime", "LastModified", "created"))
-    version = next((str(mark) for mark in marks if mark is not None), "")
-    return File(_below(name, root), fs.unstrip_protocol(name), int(info["size"] or 0), version)
+    return next((str(mark) for mark in marks if mark is not None), "")
 
 
 def is_storage_trouble(error: BaseException) -> bool:
@@ -177,3 +206,13 @@ def open_plain(url: str) -> BinaryIO:
         raise OSError(f"no {codec} stream: the file is empty")
     stream: Any = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), codec)
     return io.BufferedReader(stream, BUFFER)
+
+
+def read_capped(file: Content, most: int) -> bytes:
+    """Read a stream, and no more than one byte over the cap."""
+    blocks: list[bytes] = []
+    left = most + 1
+    while left > 0 and (block := file.read(min(BLOCK, left))):
+        blocks.append(block)
+        left -= len(block)
+    return b"".join(blocks)

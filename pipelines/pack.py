@@ -14,9 +14,10 @@ from ..packing.dataset import Dataset
 from ..packing.example import TEXT, Example, clip_spans
 from ..packing.ledger import DROPPED, KEPT
 from ..packing.report import Reject, Report, UnitWriter, report_name
-from ..packing.row import decode_runs, sequence_row
+from ..packing.row import decode_runs, row_examples, sequence_row
 from ..packing.shard import Batch, Kind, Shard
 from ..packing.storage import Folder
+from ..packing.thin import Thinning, plan_thinning, thin
 from ..recipe import PackSection
 from .duplicates import SCHEMA, of_units, read
 from .units import Part, Unit, digest, fraction, group
@@ -70,7 +71,7 @@ class PackJob:
     def units(self, part: str) -> Iterator[Unit]:
         vocabulary = self.dataset.vocabulary.fingerprint
         split = (self.section.split, self.seed, self.eval) if self.section.split != "all" else "all"
-        facts = digest(self.section.length, split, vocabulary, __version__)
+        facts = digest(self.section.length, split, self.section.frames, vocabulary, __version__)
         most = min(max(PER_UNIT * self.section.length, LEAST_TOKENS), MOST_TOKENS)
         for number, parts in enumerate(group(self._shards(part), most)):
             dropped = self._dropped([p.id for p in parts]).select(["unit", "row"]).to_pylist()
@@ -117,20 +118,32 @@ class PackJob:
             for batch in Shard(Folder(self.examples), part.url).batches():
                 writer.ledger.tokens_read += int(batch.column("length").sum())
                 writer.ledger.read += batch.rows
-                verdicts = [self._judge(batch, i, duplicates.get(first + i)) for i in range(batch.rows)]
+                thinned = self._thin(batch)
+                verdicts = [self._judge(batch, i, duplicates.get(first + i), thinned[i]) for i in range(batch.rows)]
                 _count(verdicts, batch, first, part, writer)
                 kept = np.array([not reason for reason, _ in verdicts])
-                pieces.add(batch, np.flatnonzero(kept), self.section.length)
+                pieces.add(batch, np.flatnonzero(kept), self.section.length, thinned)
                 first += batch.rows
         return pieces.close()
 
-    def _judge(self, batch: Batch, i: int, duplicate: dict[str, str] | None) -> tuple[str, str]:
+    def _thin(self, batch: Batch) -> list[Thinning | None]:
+        """Decide for every example of a batch how many of its frames stay; None where that would be too few."""
+        lengths = batch.column("length").tolist()
+        if self.section.frames is None:
+            return [Thinning(1, 1, n) for n in lengths]
+        room, frames = self.section.length, self.section.frames
+        return [plan_thinning(s.length, s.spans, room, frames) for (s,) in batch.segments()]
+
+    def _judge(
+        self, batch: Batch, i: int, duplicate: dict[str, str] | None, thinned: Thinning | None
+    ) -> tuple[str, str]:
         """Say why no sequence takes an example: a reason and the details, or twice ""."""
         if duplicate:
             return f"{duplicate['kind']} duplicate", f"of {duplicate['of_source']} {duplicate['of_record']}"
-        length = batch.column("length")[i]
-        if length > self.section.length and batch.strings("task")[i].as_py() != TEXT:
-            return "longer than the sequence", f"{length} tokens"
+        if thinned is None:
+            return "too few frames would be left", f"of {batch.column('length')[i]} tokens"
+        if thinned.length > self.section.length and batch.strings("task")[i].as_py() != TEXT:
+            return "longer than the sequence", f"{thinned.length} tokens"
         if self.section.split != "all":
             names = batch.strings("source")[i].as_py(), batch.strings("record")[i].as_py()
             if in_eval(self.seed, self.eval, *names) != (self.section.split == "eval"):
@@ -161,12 +174,16 @@ class Pieces(NamedTuple):
     row: np.ndarray
     low: np.ndarray
     high: np.ndarray
+    part: np.ndarray
+    whole: np.ndarray
 
     def example(self, i: int) -> Example:
         """Read one piece as an example of its own."""
         batch, number = self.batches[self.batch[i]], int(self.row[i])
         low, high = int(self.low[i]), int(self.high[i])
         row = batch.row(number)
+        if self.part[i] < self.whole[i]:
+            return thin(row_examples(row)[0], Thinning(int(self.part[i]), int(self.whole[i]), high))
         segment = row.segments[0]
         trained = decode_runs(row.trained, low, high)
         trained[:1] = False
@@ -181,21 +198,22 @@ class PieceList:
 
     def __init__(self) -> None:
         self._batches: list[Batch] = []
-        self._columns: list[np.ndarray] = [np.empty((4, 0), np.int64)]
+        self._columns: list[np.ndarray] = [np.empty((6, 0), np.int64)]
 
-    def add(self, batch: Batch, rows: np.ndarray, length: int) -> None:
+    def add(self, batch: Batch, rows: np.ndarray, length: int, thinned: list[Thinning | None]) -> None:
         """Take whole examples, those longer than `length` in consecutive windows.
 
         A remainder of one token could train nothing: it is left out, and thereby counted as dropped.
         """
-        sizes = batch.column("length")[rows].astype(np.int64)
+        plans = np.array([thinned[i] for i in rows.tolist()], np.int64).reshape(-1, 3)
+        sizes = plans[:, 2]
         counts = np.maximum(1, (sizes + length - 2) // length)
         owner = np.repeat(np.arange(len(rows)), counts)
         low = (np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)) * length
         high = np.minimum(low + length, sizes[owner])
         number = np.full(len(owner), len(self._batches))
         self._batches.append(batch)
-        self._columns.append(np.stack((number, rows[owner], low, high)))
+        self._columns.append(np.stack((number, rows[owner], low, high, *plans[owner, :2].T)))
 
     def close(self) -> Pieces:
         return Pieces(self._batches, *np.concatenate(self._columns, axis=1))

@@ -13,11 +13,14 @@ from rich.table import Table
 from ..packing.binpack import plan
 from ..packing.ledger import KEPT
 from ..packing.report import Reject
-from ..recipe import BooksSource, PackSection, Recipe
-from .books import list_parts, with_deny_lists
-from .documents import read_part
+from ..recipe import PackSection, Recipe
+from ..sources import Source
+from .deny import with_deny_lists
+from .listing import list_parts
+from .models import text_tokenizer
 from .pack import in_eval
-from .tokenize import TokenizeJob, text_tokenizer, tokenize
+from .records import Found
+from .tokenize import TokenizeJob, read, tokenize
 from .units import Part
 
 SAMPLE_SECONDS = 20.0  # spent on each source at the most
@@ -104,29 +107,34 @@ def render_plan(found: dict[str, Any]) -> Group:
     return Group(sources, *reasons, examples, packs)
 
 
-def plan_source(recipe: Recipe, source: BooksSource, seconds: float) -> tuple[SourcePlan, Lengths]:
+def plan_source(recipe: Recipe, source: Source, seconds: float) -> tuple[SourcePlan, Lengths]:
     """Tokenize a spread-out sample of a source. Returns the estimate, and the lengths of the examples seen."""
     parts = list(list_parts(source))
     total = sum(size for _, size in parts)
     text_tokenizer(recipe.vocabulary.text).encode("the model is loaded before the clock runs")
     started = time.monotonic()
-    read = records = 0
+    seen = [0, 0]  # bytes, records
+
+    def sample() -> Iterator[Found]:
+        for part, size in _spread(parts):
+            for found in read(source, part):
+                seen[1] += 1
+                yield found
+            seen[0] += size
+            if time.monotonic() - started > seconds:
+                return
+
     lengths: list[int] = []
     sides: list[bool] = []
     reasons: dict[str, int] = {}
-    for part, size in _spread(parts):
-        for found in read_part(source, part):
-            outcome = tokenize(recipe, source, found, frozenset(source.deny))
-            records += 1
-            reason = f"{outcome.status}: {outcome.reason}" if isinstance(outcome, Reject) else KEPT
-            reasons[reason] = reasons.get(reason, 0) + 1
-            if not isinstance(outcome, Reject):
-                lengths.append(len(outcome.tokens))
-                sides.append(in_eval(recipe.seed, recipe.eval, source.name, outcome.segments[0].record))
-        read += size
-        if time.monotonic() - started > seconds:
-            break
-    sampled = read / total if total else 1.0
+    for outcome in tokenize(recipe, source, sample(), frozenset(source.deny)):
+        reason = f"{outcome.status}: {outcome.reason}" if isinstance(outcome, Reject) else KEPT
+        reasons[reason] = reasons.get(reason, 0) + 1
+        if not isinstance(outcome, Reject):
+            lengths.append(len(outcome.tokens))
+            sides.append(in_eval(recipe.seed, recipe.eval, source.name, outcome.segments[0].record))
+    records = seen[1]
+    sampled = seen[0] / total if total else 1.0
     scale = 1 / sampled if sampled else 1.0
     spent = (time.monotonic() - started) * scale
     counted = {reason: round(n * scale) for reason, n in sorted(reasons.items())}

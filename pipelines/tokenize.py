@@ -2,32 +2,26 @@
 
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from importlib.metadata import version
 
-import numpy as np
-
 from .. import __version__
-from ..packing.ledger import DROPPED, KEPT
+from ..packing.ledger import KEPT, Ledger
 from ..packing.report import Reject, Report, UnitWriter, read_rejects, report_name
-from ..packing.row import Row, example_row
+from ..packing.row import Row
 from ..packing.shard import EXAMPLES, Shard
 from ..packing.storage import Folder
-from ..recipe import BooksSource, Recipe
-from ..tokenizers.text import TextTokenizer, load
+from ..recipe import Recipe
+from ..sources import BooksSource, Source
 from ..tokenizers.vocabulary import Vocabulary
-from .books import denied_by, examine, judge_length, key_facts, list_parts, render, url_of
-from .documents import Found, read_part
-from .near import signature
-from .units import Unit, digest, group
-
-
-@lru_cache(maxsize=4)
-def text_tokenizer(path: str) -> TextTokenizer:
-    """Load a text model once in a process."""
-    return load(path)
+from . import books, documents
+from .admission import denied_by
+from .deny import deny_list
+from .listing import list_parts
+from .models import vocabulary_of
+from .records import Found
+from .units import Part, Unit, digest, group
 
 
 @dataclass(frozen=True)
@@ -51,14 +45,14 @@ class TokenizeJob:
 
     @property
     def vocabulary(self) -> Vocabulary:
-        return text_tokenizer(self.recipe.vocabulary.text).vocabulary()
+        return vocabulary_of(self.recipe.vocabulary)
 
     def parts(self) -> list[str]:
         return sorted((source.name for source in self.recipe.sources), key=lambda name: f"{name}-0")  # as units sort
 
     def units(self, part: str) -> Iterator[Unit]:
         source = self.recipe.source(part)
-        facts = digest(key_facts(self.recipe, source), self.vocabulary.fingerprint, versions())
+        facts = digest(key_facts(self.recipe, source), self.vocabulary.fingerprint, versions(source))
         for number, parts in enumerate(group(list_parts(source), source.unit_bytes)):
             inputs = [(p.id, p.start, p.end, p.size, p.version) for p in parts]
             yield Unit(f"{part}-{number:07d}", part, parts, digest(facts, inputs))
@@ -88,9 +82,8 @@ class TokenizeJob:
         entries, mark = deny_list(tuple(source.deny))
         stale = self.folder.read(report_name(unit.name))
         with UnitWriter(self.folder, unit.name, self.vocabulary, EXAMPLES) as writer:
-            for found in read_unit(source, unit):
-                writer.ledger.read += 1
-                outcome = tokenize(self.recipe, source, found, entries)
+            records = counted(read_unit(source, unit), writer.ledger)
+            for outcome in tokenize(self.recipe, source, records, entries):
                 if isinstance(outcome, Reject):
                     writer.reject(outcome)
                 else:
@@ -99,36 +92,41 @@ class TokenizeJob:
             writer.commit(unit.source, unit.key, mark, stale)
 
 
-@lru_cache(maxsize=64)
-def deny_list(entries: tuple[str, ...]) -> tuple[frozenset[str], str]:
-    """Make a deny list quick to ask, and digest it: once in a process."""
-    return frozenset(entries), digest(list(entries))
+def counted(records: Iterator[Found], ledger: Ledger) -> Iterator[Found]:
+    """Count the records as they are read, apart from what becomes of them."""
+    for found in records:
+        ledger.read += 1
+        yield found
 
 
-def read_unit(source: BooksSource, unit: Unit) -> Iterator[Found]:
+def read_unit(source: Source, unit: Unit) -> Iterator[Found]:
     """Yield every record of a unit, in order."""
     for part in unit.parts:
-        yield from read_part(source, part)
+        yield from read(source, part)
 
 
-def tokenize(recipe: Recipe, source: BooksSource, found: Found, entries: frozenset[str]) -> Row | Reject:
-    """Turn one record into an example's row, or say why not: the job without the engine.
+def read(source: Source, part: Part) -> Iterator[Found]:
+    """Yield every record of a part, in order."""
+    if isinstance(source, BooksSource):
+        return documents.read_part(source, part)
+    from .captioned import read_part
+
+    return read_part(source, part)
+
+
+def tokenize(
+    recipe: Recipe, source: Source, records: Iterable[Found], denied: frozenset[str]
+) -> Iterator[Row | Reject]:
+    """Turn records into examples' rows, or say why not, one for each and in order: the job without the engine.
 
     Args:
-      entries: the source's deny list.
+      denied: the source's deny list.
     """
-    admitted = examine(found, source, recipe.seed, entries)
-    if isinstance(admitted, Reject):
-        return admitted
-    text, exact = admitted
-    tokenizer, url = text_tokenizer(recipe.vocabulary.text), url_of(found)
-    ids = tokenizer.encode(text)
-    if reason := judge_length(len(ids), source):
-        detail, hashed = f"{len(ids)} tokens", exact.hex()
-        return Reject(source.name, found.record, "filter", DROPPED, reason, detail, found.where, hashed, url)
-    near = signature(ids) if recipe.duplicates == "near" else np.empty(0, np.uint64)
-    example = render(ids, source.name, found.record, url, tokenizer.vocabulary())
-    return example_row(example, tokenizer.vocabulary(), exact, near)
+    if isinstance(source, BooksSource):
+        return (books.row(recipe, source, found, denied) for found in records)
+    from .pictured import rows  # what reads pictures is needed where there are some
+
+    return rows(recipe, source, records, denied)
 
 
 def _names(row: Row) -> tuple[str, ...]:
@@ -137,11 +135,22 @@ def _names(row: Row) -> tuple[str, ...]:
     return segment.record, row.exact.hex(), *(json.loads(s.ref)["url"] for s in segment.spans if s.kind == "document")
 
 
+def key_facts(recipe: Recipe, source: Source) -> dict[str, object]:
+    """Return what a unit's rows depend on besides its input and the vocabulary: not paths, not the deny list.
+
+    Nor how URLs are fetched: what the world answers is fixed by the first commit.
+    """
+    outside = {"path", "deny", "licence", "unit_bytes", "fetch", "media_root"}
+    section = source.model_dump(mode="json", exclude=outside)
+    return {"source": section, "seed": recipe.seed, "near": recipe.duplicates == "near"}
+
+
 def surroundings() -> dict[str, str]:
     """Return the versions that should not matter to the rows, for the manifest."""
     return {"python": platform.python_version(), **{name: version(name) for name in ("kitoken", "numpy", "pyarrow")}}
 
 
-def versions() -> dict[str, str]:
-    """Return the versions that the rows depend on; a faster encoder's ids are proven equal when it is loaded."""
-    return {"worldloom": __version__, "sentencepiece": version("sentencepiece")}
+def versions(source: Source) -> dict[str, str]:
+    """Return the versions that a source's rows depend on; a faster text encoder's ids are proven equal at load."""
+    names = {"books": [], "image-text": ["pillow"], "video-text": ["av"]}[source.kind]
+    return {"worldloom": __version__, **{name: version(name) for name in ["sentencepiece", *names]}}

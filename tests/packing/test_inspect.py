@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 from worldloom.errors import UserError
 from worldloom.packing.dataset import Dataset
 from worldloom.packing.example import Draft, Example
-from worldloom.packing.inspect import find_record, row_detail, sample_rows, summarise
+from worldloom.packing.inspect import Clip, blocks, find_record, row_detail, sample_rows, summarise
 from worldloom.packing.ledger import DROPPED, FAILED, KEPT
 from worldloom.packing.manifest import write_index, write_manifest
-from worldloom.packing.render import elided, render_row, render_summary, visible
+from worldloom.packing.render import clock, elided, render_row, render_summary, visible
 from worldloom.packing.report import REJECTS, SHARDS, UNITS, Reject, UnitWriter, read_report
 from worldloom.packing.row import decode_runs, example_row, sequence_row
 from worldloom.packing.shard import EXAMPLES, Kind
@@ -267,3 +269,122 @@ def test_long_texts_lose_their_middle_unless_asked_for(tmp_path):
     assert "⟨… 4,601 characters …⟩" in printed(render_row(detail), width=2000)
     assert elided("abc", 3) == "abc" and elided("abcdef", 4) == "ab ⟨… 2 characters …⟩ ef"
     assert visible("a\nb") == "a\\nb" and visible("a\nb", newlines=True) == "a\nb" and visible("é⟦") == "é⟦"
+
+
+def naive_clips(segment: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """Walk over a segment token by token and collect its clips, each a list of frames."""
+    tokens = [(t, run["trained"]) for run in segment["runs"] for t in run["tokens"]]
+    clips: list[list[dict[str, Any]]] = []
+    clip_open = frame_open = False
+    for place, (token, trained) in enumerate(tokens, segment["place"][0]):
+        if token < VISION.text_size:
+            clip_open = frame_open = False
+            continue
+        if not clip_open:
+            clips.append([])
+        if not frame_open:
+            clips[-1].append({"start": place, "codes": [], "ended": False, "trained": 0})
+        frame = clips[-1][-1]
+        frame["trained"] += trained
+        frame["end"] = place + 1
+        clip_open, frame_open = token != VISION.eov, token < VISION.eof
+        if frame_open:
+            frame["codes"].append(token - VISION.text_size)
+        else:
+            frame["ended"] = True
+    return clips
+
+
+IDS = st.sampled_from([5, 6, 300, 301, 363, VISION.eof, VISION.eov])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(IDS, st.booleans()), min_size=1, max_size=40), st.integers(0, 9))
+def test_blocks_are_what_a_walk_over_the_tokens_finds(tokens, low):
+    runs = [
+        {
+            "start": low + i,
+            "end": low + i + 1,
+            "trained": on,
+            "modality": "vision" if t >= 300 else "text",
+            "tokens": [t],
+        }
+        for i, (t, on) in enumerate(tokens)
+    ]
+    segment = {"place": [low, low + len(tokens)], "spans": [], "runs": runs}
+    found = list(blocks(segment, VISION))
+    clips = [block for block in found if isinstance(block, Clip)]
+    shown = [[{**f._asdict(), "codes": f.codes.tolist()} for f in clip.frames] for clip in clips]
+    expected = naive_clips(segment)
+    assert [
+        [{k: v for k, v in f.items() if k not in ("number", "seconds")} for f in clip] for clip in shown
+    ] == expected
+    assert all([f["number"] for f in clip] == list(range(1, len(clip) + 1)) for clip in shown)
+    assert [clip.kind for clip in clips] == ["image" if len(clip) == 1 else "video" for clip in expected]
+    assert all(f.codes.dtype == np.uint16 and f.seconds is None for clip in clips for f in clip.frames)
+    places = [[r["start"] for r in b] if isinstance(b, list) else range(b[2][0].start, b[2][-1].end) for b in found]
+    assert [p for part in places for p in part] == list(range(low, low + len(tokens)))
+
+
+def test_blocks_of_a_real_row_are_the_same_as_the_walk(build):
+    dataset = Dataset(f"{build}/packed-64")
+    seen = 0
+    for number in range(dataset.rows):
+        for segment in row_detail(dataset, number)["segments"]:
+            clips = [b for b in blocks(segment, VISION) if isinstance(b, Clip)]
+            assert [[f.codes.tolist() for f in c.frames] for c in clips] == [
+                [f["codes"] for f in c] for c in naive_clips(segment)
+            ]
+            seen += len(clips)
+    assert seen > 5
+
+
+def clip_with(ref: str, frames: int = 3, kind: str = "video") -> Clip:
+    tokens = [301, 302, VISION.eof] * (frames - 1) + [303, 304, VISION.eov]
+    run = {"start": 7, "end": 7 + len(tokens), "trained": True, "modality": "vision", "tokens": tokens}
+    spans = [
+        {"start": 0, "end": 2, "kind": "user", "ref": '{"start": 9, "rate": 9}'},
+        {"start": 2, "end": 2 + len(tokens), "kind": kind, "ref": ref},
+    ]
+    (clip,) = blocks({"place": [5, 99], "spans": spans, "runs": [run]}, VISION)
+    assert isinstance(clip, Clip)
+    return clip
+
+
+def test_frames_have_the_times_that_their_span_says():
+    clip = clip_with('{"start": 1.5, "rate": 4, "frames": 3, "of": 52, "sampling": "window"}')
+    assert [f.seconds for f in clip.frames] == [1.5, 1.75, 2.0] and clip.ref["of"] == 52
+    assert [f.seconds for f in clip_with('{"start": 0, "rate": 0.5}').frames] == [0, 2, 4]
+    assert clip_with("", frames=1).kind == "video" and clip_with("", frames=2, kind="image").kind == "image"
+
+
+@pytest.mark.parametrize(
+    "ref",
+    [
+        "",
+        "moby",
+        "[" * 100_000,
+        "[1, 4]",
+        '{"start": 1.5, "rate": 4, "frames": 4}',
+        '{"rate": 4}',
+        '{"start": 0, "rate": 0}',
+        '{"start": -1, "rate": 4}',
+        '{"start": NaN, "rate": Infinity}',
+        '{"start": 1' + "0" * 400 + ', "rate": 4}',
+        '{"start": true, "rate": "4"}',
+        '{"start": null, "rate": []}',
+    ],
+)
+def test_frames_without_a_plain_span_have_no_times(ref):
+    assert [f.seconds for f in clip_with(ref).frames] == [None] * 3
+
+
+def test_times_read_as_on_a_clock():
+    assert [clock(s) for s in (0, 1.5, 59.996, 3599.99, 3600, 360_000)] == [
+        "00:00.00",
+        "00:01.50",
+        "01:00.00",
+        "59:59.99",
+        "1:00:00.00",
+        "100:00:00.00",
+    ]

@@ -16,11 +16,13 @@ import pytest
 from worldloom.errors import UserError
 from worldloom.packing.report import Reject, read_rejects, read_report
 from worldloom.packing.row import Row, decode_runs, row_examples
-from worldloom.pipelines.books import content_hash, examine, key_facts, list_parts, with_deny_lists
+from worldloom.pipelines.books import content_hash, examine, list_parts
 from worldloom.pipelines.build import describe_examples
+from worldloom.pipelines.deny import with_deny_lists
 from worldloom.pipelines.documents import TextDocument
 from worldloom.pipelines.job import finish, run_in_memory
-from worldloom.pipelines.tokenize import TokenizeJob, read_unit, text_tokenizer, tokenize
+from worldloom.pipelines.models import text_tokenizer
+from worldloom.pipelines.tokenize import TokenizeJob, key_facts, read_unit, tokenize
 from worldloom.recipe import Recipe
 
 CAP = 10_000
@@ -43,7 +45,7 @@ def run(path: Path, model: Path, **source: Any) -> dict[str, Row | Reject]:
 def tokenize_all(recipe: Recipe) -> list[Row | Reject]:
     recipe = with_deny_lists(recipe)
     (books,), units = recipe.sources, TokenizeJob(recipe, "memory://unused").units("s")
-    return [tokenize(recipe, books, f, frozenset(books.deny)) for unit in units for f in read_unit(books, unit)]
+    return [row for u in units for row in tokenize(recipe, books, read_unit(books, u), frozenset(books.deny))]
 
 
 def reasons(found: dict[str, Row | Reject]) -> dict[str, str]:

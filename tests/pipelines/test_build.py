@@ -119,7 +119,7 @@ def test_a_deny_entry_added_and_taken_back_redoes_its_unit_alone(recipe, tmp_pat
 def test_a_deny_list_that_changes_while_a_build_runs_is_not_agreed_with(recipe, tmp_path):
     """What was tokenized under the old list must not pass for what the new one allows."""
     from worldloom.errors import RunFailed
-    from worldloom.pipelines.books import with_deny_lists
+    from worldloom.pipelines.deny import with_deny_lists
     from worldloom.pipelines.job import finish, run_in_memory
     from worldloom.pipelines.tokenize import TokenizeJob
     from worldloom.recipe import load_recipe

@@ -25,7 +25,7 @@ from worldloom.errors import UserError
 from worldloom.pipelines.archive import members
 from worldloom.pipelines.books import list_parts, texts
 from worldloom.pipelines.documents import BadRecord, Found, TextDocument, read_part
-from worldloom.recipe import BooksSource
+from worldloom.sources import BooksSource
 
 COMPRESS = {
     "": bytes,
@@ -181,7 +181,7 @@ def test_an_empty_file_of_lines_is_a_record_without_text(tmp_path: Path) -> None
     (tmp_path / "a.jsonl").write_bytes(b"")
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b""))
     (tmp_path / "c.jsonl").write_bytes(b"\n")
-    assert brief(read(tmp_path)) == [("a.jsonl", ""), ("b.jsonl.gz", "")]
+    assert brief(read(tmp_path)) == [("a.jsonl", "(empty)"), ("b.jsonl.gz", "(empty)")]
 
 
 def test_ids_come_from_a_column(tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_ranges_of_any_size_read_every_line_once(
 ) -> None:
     data = end.join(lines) + (end if last else b"")
     (tmp_path / "a.jsonl").write_bytes(data)
-    expected = list(by_lines(data, 60)) or [("a.jsonl", "")] * (not data)
+    expected = list(by_lines(data, 60)) or [("a.jsonl", "(empty)")] * (not data)
     assert brief(read(tmp_path, cap=60, unit_bytes=unit_bytes)) == expected
 
 
@@ -263,7 +263,7 @@ def test_a_line_of_many_ranges_is_not_read_by_each_to_its_end(tmp_path: Path) ->
     data = b'{"text": "' + b"x" * 4_000_000 + b'"}\n' + lines_of({"text": "y"})
     (tmp_path / "a.jsonl").write_bytes(data)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("worldloom.pipelines.documents.open_plain", lambda _: Counted(data))
+        patch.setattr("worldloom.pipelines.tables.open_plain", lambda _: Counted(data))
         found = brief(read(tmp_path, cap=1000, unit_bytes=20_000))
     assert found == [("a.jsonl@0", "(too large)"), (f"a.jsonl@{len(data) - 14}", "y")]
     assert Counted.taken < 2 * len(data) + 2**17  # each range once to find its first line; all would be 400 MB

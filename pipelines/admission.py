@@ -1,0 +1,49 @@
+"""What keeps a record out whatever it holds: a damaged file, a deny list, the sample, or a column's value."""
+
+import reprlib
+
+from ..packing.ledger import DROPPED
+from ..packing.report import Reject
+from ..sources import Source
+from .documents import column
+from .records import BadRecord, Found, ImageText, TextDocument
+from .units import fraction
+
+
+def judge_record(found: Found, source: Source, seed: int, denied: frozenset[str]) -> Reject | None:
+    """Decide on a record by its names and columns alone. None where nothing speaks against it."""
+    if denied and (entry := denied_by(denied, found.record, url_of(found))):
+        return reject(found, source, "filter", DROPPED, "denied", entry)
+    if isinstance(found, BadRecord):
+        return reject(found, source, "read", found.status, found.reason, found.error)
+    if source.sample < 1 and fraction(seed, "sample", source.name, found.record) >= source.sample:
+        return reject(found, source, "filter", DROPPED, "not in the sample", "")
+    for name, wanted in source.filters.equals.items():
+        if (value := column(found.columns, name)) != wanted:
+            return reject(found, source, "filter", DROPPED, f"{name} differs", reprlib.repr(value))
+    return None
+
+
+def reject(
+    found: Found, source: Source, stage: str, status: str, reason: str, error: str, exact: bytes = b""
+) -> Reject:
+    """List a record that becomes no example."""
+    return Reject(source.name, found.record, stage, status, reason, error, found.where, exact.hex(), url_of(found))
+
+
+def url_of(found: Found) -> str:
+    """Return the URL that a record was, or would be, fetched from, or what its `url` column says, or ""."""
+    if isinstance(found, ImageText) and found.media.link:
+        return storable(found.media.link)
+    columns = found.columns if isinstance(found, TextDocument | ImageText) else {}
+    return next((storable(str(value)) for name, value in columns.items() if name.lower() == "url" and value), "")
+
+
+def storable(name: str) -> str:
+    """Escape what UTF-8 has no bytes for: file names may hold any bytes, and JSON half a surrogate pair."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def denied_by(denied: frozenset[str], *names: str) -> str:
+    """Return the entry of a deny list that is one of a record's names: id, content hash or URL. "" where none is."""
+    return next((name for name in names if name in denied), "")

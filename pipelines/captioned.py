@@ -1,0 +1,231 @@
+"""Pictures and clips with captions: what tars, tables, folders and datasets hold, the bad ones named."""
+
+import math
+import posixpath
+import re
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+from ..packing.ledger import DROPPED, FAILED
+from ..sources import PLACE, MediaSource, template_columns
+from .columns import Roles, column, roles
+from .damage import guarded
+from .files import form_of, open_plain, open_raw, read_capped
+from .media import Unfit
+from .places import Root
+from .records import BadRecord, ImageText, Media, VideoText
+from .samples import CAPTION, SIDECAR, TEXT_BYTES, Sample, discard, hold_bytes, read_samples
+from .tables import Row, is_saved_dataset, name_in, parse_json, read_rows
+from .units import Part
+
+Found = ImageText | VideoText | BadRecord
+FORMS = {"image-text": "picture", "video-text": "clip"}
+CLOCK = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?)", re.ASCII)  # HH:MM:SS.mmm, MM:SS or seconds
+
+
+def read_part(source: MediaSource, part: Part) -> Iterator[Found]:
+    """Yield every record of a part, in order; one that cannot be read comes as a `BadRecord`.
+
+    Pictures in tars and tables come as bytes, clips there as temporary files, which whoever takes the record removes.
+    What lies on a file system of the user's comes as its URL, and what does not as an untrusted link.
+
+    Raises:
+      OSError: if the storage is in trouble: then the unit fails and is done again, and nothing is committed.
+    """
+    readers = {"tar": _tar, "picture": _file, "clip": _file}
+    read = _table if source.dataset else readers.get(form_of(part.url), _table)
+    return guarded(part, read(source, part))
+
+
+def _tar(source: MediaSource, part: Part) -> Generator[Found]:
+    empty = True
+    with open_plain(part.url) as stream:
+        for sample in read_samples(stream, FORMS[source.kind], source.record_bytes):
+            empty = False
+            yield _of_sample(source, f"{part.id}/{sample.name}", f"{part.url} key {sample.name}", sample)
+    if empty:
+        yield BadRecord(part.id, part.url, "empty", "an archive of nothing", DROPPED)
+
+
+def _file(source: MediaSource, part: Part) -> Generator[Found]:
+    """Read a picture or clip with the caption and the sidecar that lie beside it under its name."""
+    sample = Sample(part.id, part.id, Media(path=part.url))
+    if part.size > source.record_bytes:
+        sample.spoil(FAILED, "too large", f"{part.size} bytes, over record_bytes = {source.record_bytes}")
+    stem = part.url.rpartition(".")[0]
+    for name, suffix in ((CAPTION, ".txt"), (SIDECAR, ".json")):
+        try:
+            with open_raw(stem + suffix) as file:
+                sample.texts[name] = read_capped(file, TEXT_BYTES)
+        except FileNotFoundError:
+            continue
+        if len(sample.texts[name]) > TEXT_BYTES:
+            sample.spoil(FAILED, "too large", f"{stem + suffix} has over {TEXT_BYTES} bytes")
+    yield _of_sample(source, part.id, part.url, sample)
+
+
+def _of_sample(source: MediaSource, record: str, where: str, sample: Sample) -> Found:
+    """Make a record of a sample, or say what is wrong with it and remove its temporary file."""
+    try:
+        return _paired(source, record, where, sample)
+    except Unfit as flaw:
+        discard(sample.media)
+        return BadRecord(record, where, flaw.reason, flaw.detail, flaw.status)
+
+
+def _paired(source: MediaSource, record: str, where: str, sample: Sample) -> Found:
+    if sample.flaw:
+        raise sample.flaw
+    if not sample.media and not sample.texts:
+        raise Unfit(DROPPED, "no sample", "neither media nor a caption")
+    values = _values(sample.texts.get(SIDECAR, b"{}"))
+    if not sample.media:
+        said = [str(values[name]) for name in ("status", "error_message") if values.get(name)]
+        raise Unfit(FAILED, f"no {FORMS[source.kind]}", ": ".join(said))
+    caption = source.columns.caption or roles(source, values).caption
+    if CAPTION in sample.texts and not source.columns.caption:
+        text = _decoded(sample.texts[CAPTION])
+    else:
+        text = _caption(column(values, caption) if caption else None)
+    record = name_in(values, source.columns.id) if source.columns.id else record
+    times = (source.columns.start, source.columns.end) if source.kind == "video-text" else (None, None)
+    return _record(Row(record, where, values), text, sample.media, source, times)
+
+
+def _values(sidecar: bytes) -> dict[str, Any]:
+    values = parse_json(sidecar)
+    if isinstance(values, tuple):
+        raise Unfit(FAILED, *values)
+    return values
+
+
+def _decoded(data: bytes) -> str:
+    try:
+        return _caption(data.decode("utf-8-sig").rstrip("\r\n"))
+    except UnicodeDecodeError as error:
+        raise Unfit(FAILED, "not UTF-8", f"the caption: {error.reason} at byte {error.start}") from None
+
+
+def _caption(text: object) -> str:
+    """Check a caption.
+
+    Raises:
+      Unfit: if it is no text, or text that no tokenizer takes.
+    """
+    if not isinstance(text, str):
+        raise Unfit(FAILED, "no caption", f"found {type(text).__name__} where a string is needed")
+    if (nul := text.find("\0")) >= 0:
+        raise Unfit(FAILED, "NUL byte", f"at character {nul} of the caption")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise Unfit(FAILED, "not Unicode", f"the caption: {error}") from None
+    return text
+
+
+def _table(source: MediaSource, part: Part) -> Generator[Found]:
+    root = Root(source.media_root or _folder(part))
+    for row in read_rows(source, part):
+        yield _of_row(source, row, root) if isinstance(row, Row) else row
+
+
+def _folder(part: Part) -> str:
+    """Return where the files of a table lie: beside it; those of a dataset in it, or where it was fetched to."""
+    if form_of(part.url):
+        return posixpath.dirname(part.url)
+    if is_saved_dataset(part.url) or Path(part.url).is_dir():
+        return part.url
+    import datasets
+
+    return str(datasets.config.HF_CACHE_HOME)
+
+
+def _of_row(source: MediaSource, row: Row, root: Root) -> Found:
+    """Make a record of a row, or say what is wrong with it and remove its temporary file."""
+    found, media = roles(source, row.values), None
+    try:
+        text = _caption(column(row.values, found.caption) if found.caption else None)
+        media = _media(source, found, row.values, root)
+        held = (found.media, found.media.split(".")[0]) if found.media else ()
+        row = row._replace(values={name: value for name, value in row.values.items() if name not in held})
+        return _record(row, text, media, source, (found.start, found.end))
+    except Unfit as flaw:
+        discard(media)
+        return BadRecord(row.record, row.where, flaw.reason, flaw.detail, flaw.status)
+
+
+def _media(source: MediaSource, found: Roles, values: dict[str, Any], root: Root) -> Media:
+    """Say where the picture or clip of a row is."""
+    form = FORMS[source.kind]
+    if found.paths:
+        return _at(_path(found.paths, values, root), form, root)
+    if found.media:
+        return _held(column(values, found.media), source, form, root)
+    link = column(values, found.url) if found.url else None
+    if not isinstance(link, str) or not link:
+        raise Unfit(FAILED, "no URL", f"found {type(link).__name__} where a URL is needed")
+    return Media(link=link)
+
+
+def _path(templates: tuple[str, ...], values: dict[str, Any], root: Root) -> str:
+    """Fill in templates, and take the first that leads to a file; of one alone that is left to whoever opens it."""
+    paths = [_filled(template, values) for template in templates]
+    if len(paths) == 1:
+        return paths[0]
+    if path := next((path for path in paths if root.holds(path)), ""):
+        return path
+    raise Unfit(FAILED, "no such file", " nor ".join(paths))
+
+
+def _filled(template: str, values: dict[str, Any]) -> str:
+    found = {name: column(values, name) for name in template_columns(template)}
+    for name, value in found.items():
+        if not isinstance(value, str | int) or isinstance(value, bool) or value == "":
+            raise Unfit(FAILED, "no path", f"column {name} holds {type(value).__name__} where a name is needed")
+    return PLACE.sub(lambda place: str(found[place[1]]), template)
+
+
+def _held(value: object, source: MediaSource, form: str, root: Root) -> Media:
+    """Take a picture or clip out of a column: bytes, a path, or both, as Hugging Face stores them."""
+    data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, value)
+    if isinstance(data, bytes) and data:
+        if len(data) > source.record_bytes:
+            raise Unfit(FAILED, "too large", f"{len(data)} bytes, over record_bytes = {source.record_bytes}")
+        return hold_bytes(data, form)
+    if isinstance(path, str) and path:
+        return _at(path, form, root)
+    raise Unfit(FAILED, f"no {form}", f"found {type(value).__name__} where bytes or a path are needed")
+
+
+def _at(path: str, form: str, root: Root) -> Media:
+    if (other := form_of(path)) and other != form:
+        raise Unfit(DROPPED, f"not a {form}", path)
+    return Media(path=root.url_of(path))
+
+
+def _record(
+    row: Row, text: str, media: Media, source: MediaSource, times: tuple[str | None, str | None]
+) -> ImageText | VideoText:
+    """Make a record; `times` are the columns of a clip's start and end."""
+    if source.kind == "image-text":
+        return ImageText(row.record, row.where, text, media, row.values)
+    start, end = (seconds(column(row.values, name)) if name else None for name in times)
+    if start is not None and end is not None and start >= end:
+        raise Unfit(FAILED, "bad times", f"the clip begins at {start} and ends at {end} seconds")
+    return VideoText(row.record, row.where, text, media, row.values, start, end)
+
+
+def seconds(value: object) -> float:
+    """Read a time in a video: seconds, or HH:MM:SS.mmm.
+
+    Raises:
+      Unfit: if it is neither, or negative.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf:
+        return float(value)
+    if isinstance(value, str) and (clock := CLOCK.fullmatch(value.strip())):
+        hours, minutes, rest = clock.groups()
+        return 3600 * int(hours or 0) + 60 * int(minutes or 0) + float(rest)
+    raise Unfit(FAILED, "bad times", f"found {value!r} where seconds or HH:MM:SS.mmm are needed")

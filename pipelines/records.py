@@ -1,0 +1,65 @@
+"""Records: what a source yields, one after the other, the bad ones named."""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from ..packing.ledger import FAILED
+
+
+@dataclass(frozen=True)
+class BadRecord:
+    """A record that could not be read: a short reason that is counted, and the details."""
+
+    record: str
+    where: str
+    reason: str
+    error: str
+    status: str = FAILED
+
+
+@dataclass(frozen=True)
+class TextDocument:
+    """A text with its stable id, and where it was found."""
+
+    record: str
+    where: str
+    text: str
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+class Media(NamedTuple):
+    """Where the bytes of a picture or clip are: exactly one of the first three is given.
+
+    Attributes:
+      data: the bytes themselves.
+      path: a file on a file system of the user's, as fsspec names it.
+      link: an untrusted URL that is still to be fetched.
+      temporary: is `path` a local copy that whoever reads it removes?
+    """
+
+    data: bytes = b""
+    path: str = ""
+    link: str = ""
+    temporary: bool = False
+
+
+@dataclass(frozen=True)
+class ImageText:
+    """An image with its caption, not yet decoded; `columns` holds all that the source says of it."""
+
+    record: str
+    where: str
+    text: str
+    media: Media
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class VideoText(ImageText):
+    """A clip with its caption: a whole video, or seconds `[start, end]` of one."""
+
+    start: float | None = None
+    end: float | None = None
+
+
+Found = TextDocument | ImageText | BadRecord

@@ -1,0 +1,147 @@
+"""Builds of pictures and clips end to end: each form of source, any number of workers, any kill, the same root."""
+
+import io
+import json
+import random
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from worldloom.cli import main
+from worldloom.packing.dataset import open_dataset
+from worldloom.packing.verify import verify
+from worldloom.tokenizers.codebook import Codebook
+
+Image = pytest.importorskip("PIL.Image", reason="SKIPPED FOR LACK OF PILLOW: pip install 'worldloom[vision]'")
+av = pytest.importorskip("av", reason="SKIPPED FOR LACK OF PYAV: pip install 'worldloom[vision]'")
+SIZE, IMAGES, CLIPS, KILLS = 32, 48, 6, 4
+
+
+def pixels(number: int) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+
+
+def png(number: int) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels(number)).save(out, "PNG")
+    return out.getvalue()
+
+
+def clip(path: Path, number: int, frames: int) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=8, options={"bf": "2", "threads": "1"})
+        stream.width = stream.height = SIZE
+        stream.pix_fmt = "yuv420p"
+        for i in range(frames):
+            still = np.full((SIZE, SIZE, 3), (37 * number + 9 * i) % 256, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(still)))
+        container.mux(stream.encode())
+
+
+def add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    archive.addfile(member, io.BytesIO(data))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path:
+    """Tars of pictures, some damaged, a folder of clips, a codebook, and the recipe that names them."""
+    folder = tmp_path_factory.mktemp("world")
+    (folder / "tars").mkdir()
+    for number in range(8):
+        with tarfile.open(folder / "tars" / f"{number:05d}.tar", "w") as archive:
+            for i in range(number, IMAGES, 8):
+                add(archive, f"{i:09d}.png", b"damaged" if i == 20 else png(i % 40))
+                add(archive, f"{i:09d}.txt", b"" if i == 13 else f"a fox, number {i}".encode())
+                add(archive, f"{i:09d}.json", json.dumps({"key": f"{i:09d}", "status": "success"}).encode())
+    (folder / "clips").mkdir()
+    for number in range(CLIPS):
+        clip(folder / "clips" / f"{number}.mp4", number, 5 + 9 * number)
+        (folder / "clips" / f"{number}.txt").write_text(f"the sun, for {number} hours")
+    Codebook(np.unique(np.random.default_rng(0).integers(0, 256, (30, 16, 16, 3), np.uint8), axis=0), SIZE).save(
+        str(folder / "codebook.npz")
+    )
+    recipe = {
+        "vocabulary": {"text": str(small_model), "vision": {"kind": "codebook", "path": "codebook.npz"}},
+        "sources": [
+            {"name": "images", "kind": "image-text", "path": "tars/*.tar", "unit_bytes": 1},
+            {"name": "clips", "kind": "video-text", "path": "clips", "unit_bytes": 1, "frames": 20},
+        ],
+        "pack": [
+            {"name": "images", "length": 64, "weights": "lwm", "sources": ["images"]},
+            {"name": "clips", "length": 64, "weights": "lwm", "sources": ["clips"], "frames": "fit"},
+        ],
+        "limits": {"failed": 0.1},
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder
+
+
+def build(world: Path, out: Path, *flags: str) -> None:
+    assert main(["build", str(world / "recipe.yaml"), "--out", str(out), *flags]) == 0
+
+
+def roots(out: Path) -> dict[str, str]:
+    return {name: open_dataset(str(out / name)).root for name in ("examples", "packed-images", "packed-clips")}
+
+
+@pytest.fixture(scope="module")
+def built(world: Path) -> Path:
+    build(world, world / "built")
+    return world / "built"
+
+
+def test_the_ledger_adds_up_and_every_shard_is_right(built: Path) -> None:
+    assert verify(str(built)) == []
+    examples = open_dataset(str(built / "examples")).manifest
+    assert {name: (s["read"], s["kept"], s["dropped"], s["failed"]) for name, s in examples["sources"].items()} == {
+        "images": (IMAGES, IMAGES - 2, 1, 1),
+        "clips": (CLIPS, CLIPS, 0, 0),
+    }
+    images = open_dataset(str(built / "packed-images")).manifest["ledger"]
+    assert images["reasons"] == {"dropped: exact duplicate": 8}  # 40 to 47 repeat 0 to 7
+    assert images["kept"] + images["dropped"] == images["read"] == IMAGES - 2
+
+
+def test_clips_are_thinned_to_what_fits(built: Path) -> None:
+    dataset = open_dataset(str(built / "packed-clips"))
+    spans = [s for row in range(dataset.rows) for seg in dataset.row(row).segments for s in seg.spans]
+    told: list[dict[str, Any]] = [json.loads(s.ref) for s in spans if s.kind == "video"]
+    of = sorted(t["of"] for t in told)
+    assert of == [(4 + 9 * n) // 2 + 1 for n in range(CLIPS)]  # every second frame of 5 + 9n, at 8 a second
+    assert all(t["frames"] == min(t["of"], 20) or t["thinned_from"] == min(t["of"], 20) for t in told)
+    assert any("thinned_from" in t for t in told)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_any_number_of_workers_makes_the_same_bytes(world: Path, built: Path, tmp_path: Path, workers: int) -> None:
+    build(world, tmp_path / "out", "--workers", str(workers))
+    assert roots(tmp_path / "out") == roots(built)
+
+
+def test_kills_leave_the_root_as_it_is(world: Path, built: Path, tmp_path: Path) -> None:
+    out, draw = tmp_path / "out", random.Random(0)
+    for kill in range(KILLS):
+        call = [sys.executable, "-m", "worldloom.cli", "build", str(world / "recipe.yaml"), "--out", str(out)]
+        process = subprocess.Popen(
+            [*call, "--workers", str(kill % 3 + 1)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        units = out / "examples" / "units"
+        before = len(list(units.glob("*.json"))) if units.exists() else 0
+        while process.poll() is None and not (units.exists() and len(list(units.glob("*.json"))) > before):
+            time.sleep(0.01)
+        time.sleep(draw.random() * 0.2)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    build(world, out)
+    assert roots(out) == roots(built)
+    files = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
+    assert files == {str(p.relative_to(built)) for p in built.rglob("*") if p.is_file()}
