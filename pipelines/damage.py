@@ -34,6 +34,8 @@ def guarded(part: Part, records: Generator[Record | BadRecord]) -> Iterator[Reco
 
 
 def _storable(found: Record) -> Record:
+    if isinstance(found, BadRecord):
+        found = replace(found, error=storable(found.error))
     if found.record.isascii() and found.where.isascii():
         return found
     return replace(found, record=storable(found.record), where=storable(found.where))

@@ -63,6 +63,7 @@ def _is_longer(text: str, most: int) -> bool:
 
 
 def _tar(source: BooksSource, part: Part) -> Generator[Found]:
+    member = None
     with open_plain(part.url) as stream:
         for member, content in members(stream):
             record, where = f"{part.id}/{member.name}", f"{part.url} member {member.name}"
@@ -72,3 +73,5 @@ def _tar(source: BooksSource, part: Part) -> Generator[Found]:
                 yield BadRecord(record, where, "no text member", "no .txt, or hidden", DROPPED)
             else:
                 yield decoded(record, where, read_capped(content, source.record_bytes), source.record_bytes)
+    if member is None:
+        yield BadRecord(part.id, part.url, "empty", "an archive of nothing", DROPPED)

@@ -64,21 +64,21 @@ def csv_records(lines: Iterator[Line], most: int) -> Iterator[Line]:
         return ahead.popleft() if ahead else next(lines, None)
 
     while first := following():
-        joined, size = [first], len(first.data)
-        quoted = first.whole and _ends_quoted(_unmarked(first), False)
+        if first.offset == 0:
+            first = first._replace(data=first.data.removeprefix(BOM))
+        if not first.whole or not _ends_quoted(first.data, False):
+            yield first
+            continue
+        joined, size, quoted = [first], len(first.data), True
         while quoted and size <= most and (line := following()):
             joined.append(line)
             size += len(line.data)
             quoted = not line.whole or _ends_quoted(line.data, True)
         if quoted or size > most:
             ahead.extendleft(reversed(joined[1:]))
-            yield Line(first.offset, _unmarked(first), False)
+            yield first._replace(whole=False)
         else:
-            yield Line(first.offset, _unmarked(first) + b"".join(line.data for line in joined[1:]), first.whole)
-
-
-def _unmarked(line: Line) -> bytes:
-    return line.data.removeprefix(BOM) if line.offset == 0 else line.data
+            yield first._replace(data=b"".join(line.data for line in joined))
 
 
 def _ends_quoted(line: bytes, quoted: bool) -> bool:

@@ -114,7 +114,7 @@ def parse_json(data: bytes) -> dict[str, Any] | tuple[str, str]:
 
 
 def _csv_rows(source: Source, part: Part) -> Iterator[Row | BadRecord]:
-    most = row_bytes(source)
+    most, form = row_bytes(source), form_of(part.url)
     header = read_header(part.url, most)
     if header is None:
         yield _empty(part)
@@ -125,7 +125,7 @@ def _csv_rows(source: Source, part: Part) -> Iterator[Row | BadRecord]:
     with open_plain(part.url) as file:
         for line in table_lines(file, part, most):
             record, where = _place(part, line)
-            if line.offset and (fields := _csv_fields(line, form_of(part.url), most)):
+            if line.offset and (fields := _csv_fields(line, form, most)):
                 yield _csv_row(record, where, header, fields)
 
 

@@ -33,7 +33,9 @@ def missing_bytes(path: str) -> int:
 
 
 def _read(file: BinaryIO, at: int) -> bytes:
-    """Read the header of a part: enough for each of the three kinds."""
+    """Read the header of a part, enough for each of the three kinds; nothing where a part lies behind the end."""
+    if at >= os.fstat(file.fileno()).st_size:
+        return b""
     file.seek(at)
     return file.read(16)
 
@@ -50,8 +52,6 @@ def _box_ends(file: BinaryIO) -> Iterator[int]:
         at += length
         if head[4:8] in MEDIA_BOXES:
             yield at
-        if at >= 2**63:
-            return
 
 
 def _element_ends(file: BinaryIO) -> Iterator[int]:

@@ -292,7 +292,7 @@ def sample(batches: Iterable[np.ndarray], most: int, seed: int) -> np.ndarray:
 def smallest(rows: list[np.ndarray], keys: list[np.ndarray], most: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Join parts of a sample, and keep the rows with the smallest keys, in the order of the keys."""
     joined = np.concatenate(keys)
-    order = np.argsort(joined, kind="stable")[-most:]
+    order = np.argsort(joined, kind="stable")[:most]
     filled = [part for part in rows if len(part)] or rows
     return [np.concatenate(filled)[order]], [joined[order]]
 

@@ -447,6 +447,12 @@ def test_more_behind_the_end_of_an_archive_is_told(tmp_path: Path) -> None:
     assert [t for _, t in brief(read(tmp_path))] == [BOOKS[0][1].decode(), "(damaged file)"]
 
 
+def test_an_archive_of_nothing_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_of([]))
+    (tmp_path / "b.tar.gz").write_bytes(gzip.compress(tar_of([])))
+    assert brief(read(tmp_path)) == [("a.tar", "(empty)"), ("b.tar.gz", "(empty)")]
+
+
 def test_a_header_that_claims_too_much_or_too_little_is_refused(tmp_path: Path) -> None:
     for kind, size in ((tarfile.XHDTYPE, 2**40), (tarfile.GNUTYPE_LONGNAME, 2**33), (tarfile.REGTYPE, -1)):
         header = tarfile.TarInfo("x.txt")

@@ -36,6 +36,11 @@ def ids(*patterns: object) -> list[str]:
         ("a.parquet", "parquet", ""),
         ("a.tar.gz", "tar", "gzip"),
         ("a.tgz", "tar", "gzip"),
+        ("a.CSV.gz", "csv", "gzip"),
+        ("a.tsv", "tsv", ""),
+        ("a.b.JPEG", "picture", ""),
+        ("a.jpg.gz", "", "gzip"),
+        ("a.webm", "clip", ""),
         ("a.gz", "", "gzip"),
         ("a.json", "", ""),
         ("txt", "", ""),
@@ -53,6 +58,14 @@ def test_ids_are_relative_to_the_root(tmp_path: Path) -> None:
     assert ids(tmp_path / "a/*/*") == ["b/y.jsonl", "b/z.txt.gz"]
     assert ids(tmp_path / "a/**/*.txt") == ["x.txt"]
     assert ids(tmp_path / "a", tmp_path / "c") == ["a/b/y.jsonl", "a/b/z.txt.gz", "a/x.txt", "c/w.parquet"]
+
+
+def test_forms_that_are_not_asked_for_are_passed_over(tmp_path: Path) -> None:
+    put(tmp_path, "a.txt", "b.csv", "c.jpg", "d.mp4")
+    assert ids(tmp_path) == ["a.txt"]
+    assert [file.id for file in list_files([str(tmp_path)], {"picture", "csv"})] == ["b.csv", "c.jpg"]
+    with pytest.raises(UserError, match=r"d\.mp4 matches no file of a known form \(\.csv\)"):
+        list_files([str(tmp_path / "d.mp4")], {"csv"})
 
 
 def test_the_ids_are_the_same_wherever_the_files_lie(tmp_path: Path, memory_root: str) -> None:

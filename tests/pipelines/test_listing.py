@@ -156,5 +156,5 @@ def test_a_saved_dataset_is_cut_by_what_its_rows_cost(tmp_path: Path) -> None:
     held = datasets.Dataset.from_list([{"image": {"bytes": b"x" * 1000, "path": None}, "caption": "c"}] * 10)
     held.save_to_disk(tmp_path / "held")
     assert [p[1:3] for p in parts("image-text", tmp_path / "held", unit_bytes=5200)] == [(0, 5), (5, 10)]
-    with pytest.raises(UserError, match="the dataset has no column that is known to hold captions"):
-        parts("video-text", tmp_path / "urls", columns={"url": "caption", "caption": "nothing"})
+    with pytest.raises(UserError, match="the dataset has no column set; it has url, caption: set"):
+        parts("video-text", tmp_path / "urls", columns={"url": "url"}, filters={"equals": {"set": 1}})

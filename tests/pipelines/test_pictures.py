@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from worldloom.pipelines.media import Unfit
@@ -348,12 +348,17 @@ def test_a_gif_without_all_of_its_first_frame_is_a_failure(part: float) -> None:
     assert refusal(whole[: int(part * len(whole))])[0] == "failed"
 
 
+BETWEEN_SCANS = (b"\xff\xc4", b"\xff\xda")  # their tables and their headers
+
+
 @given(st.sampled_from(["4:2:0", "grey", "restarts", "progressive"]), st.floats(0, 0.98))
 @settings(max_examples=40, deadline=None)
 def test_a_jpeg_cut_short_and_closed_again_is_a_failure(name: str, part: float) -> None:
+    """Between two scans a progressive one is whole, only coarser: nobody can say that it was cut."""
     data = JPEGS[name]
     start = data.index(b"\xff\xda") + 14
     cut = start + int(part * (len(data) - start))
+    assume(data[cut : cut + 2] not in BETWEEN_SCANS and data[cut - 1 : cut + 1] not in BETWEEN_SCANS)
     assert refusal(data[:cut] + b"\xff\xd9") == ("failed", "damaged")
 
 

@@ -304,6 +304,13 @@ def test_each_code_is_the_rounded_mean_of_what_is_nearest_to_it() -> None:
         assert np.array_equal(after[code], np.floor(everything[owners == code].mean(axis=0) + 0.5))
 
 
+def test_what_is_picked_is_never_picked_again() -> None:
+    """The one draw that is left is 0, where the sums of distances are 0 and 1, or 1 and 1."""
+    for seed in range(10):
+        picked = subject.spread(np.array([[0], [1]], np.uint8), np.array([1, 1]), 2, np.random.default_rng(seed))
+        assert sorted(picked[:, 0]) == [0, 1]
+
+
 def test_a_code_without_patches_stays() -> None:
     table = np.array([[10, 10], [200, 200]], np.uint8)
     after = subject.means(np.array([[0, 4]], np.uint8), np.array([3]), np.array([0]), table)
@@ -337,6 +344,9 @@ def test_a_sample_is_fair_and_bounded() -> None:
     assert len(drawn) == 5000
     early = (drawn < 50).mean()
     assert 0.46 < early < 0.54  # five standard deviations of 5,000 fair draws
+    for number in range(1, 101, 3):
+        keys = np.random.default_rng([7, 0]).random(50 * number)
+        assert np.array_equal(sample(batches[:number], 100, 7)[:, 0], np.argsort(keys)[:100] // 50)
     assert len(sample(batches, 10**6, 0)) == 5000
     assert sorted(sample(batches, 10**6, 0)[:, 0]) == [n for n in range(100) for _ in range(50)]
     assert len(sample([], 10, 0)) == 0
