@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 
@@ -10,7 +11,8 @@ from rich.console import Console
 
 from .errors import RunFailed
 
-RECIPE, CONFIG = "quickstart.yaml", "quickstart-train.yaml"
+RECIPE, VISION, CONFIG = "quickstart.yaml", "quickstart-vision.yaml", "quickstart-train.yaml"
+IMAGES, CLIPS, CODES = 96, 16, 256  # of the toy world
 PIECES = 1024  # of the text model, trained in seconds on the corpus itself
 FALL = 0.8  # the loss must fall below this fraction of where it began
 
@@ -42,7 +44,12 @@ def quickstart(out: str, console: Console, command: Command) -> None:
     console.rule("3  inspect: what a packed sequence holds")
     call("inspect", packed)
     call("inspect", packed, "--sample", "1")
-    console.rule("4  train: a small model, until its loss has clearly fallen")
+    console.rule("4  images and clips: a toy world, a codebook made of it, and the codes drawn again")
+    if missing := [name for name in ("PIL", "av", "simplejpeg", "aiohttp") if find_spec(name) is None]:
+        console.print(f"skipped for lack of {', '.join(missing)}: pip install 'worldloom[vision]'", markup=False)
+    else:
+        show_pictures(folder, call)
+    console.rule("5  train: a small model, until its loss has clearly fallen")
     call("train", str(folder / CONFIG))
     check_loss(folder / "run" / "metrics.jsonl")
     console.print(f"next: change {folder / RECIPE} and call the commands above again", soft_wrap=True)
@@ -53,13 +60,29 @@ def write_inputs(folder: Path, call: Callable[..., None]) -> None:
     from .pipelines.quickstart_corpus import write_corpus
 
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (RECIPE, CONFIG):
+    for name in (RECIPE, VISION, CONFIG):
         if not (folder / name).exists():
             shutil.copyfile(str(files("worldloom") / "recipes" / name), folder / name)
     if not (folder / "tokenizer.model").exists():
         write_corpus(folder / "corpus")
         model = str(folder / "tokenizer.model")
         call("train-tokenizer", str(folder / "corpus"), "--out", model, "--size", str(PIECES))
+
+
+def show_pictures(folder: Path, call: Callable[..., None]) -> None:
+    """Make toy images and clips, a codebook of them, and packed sequences; draw the first."""
+    from .pipelines.toy_files import write_clips, write_images
+
+    world, codebook, data = folder / "toy-world", folder / "codebook.npz", str(folder / "data-vision")
+    if not codebook.exists():
+        write_images(world / "images", IMAGES, seed=0)
+        write_clips(world / "clips", CLIPS, seed=0)
+        pictures = [str(world / "images"), str(world / "clips")]
+        call("train-codebook", *pictures, "--out", str(codebook), "--codes", str(CODES))
+    call("build", str(folder / VISION), "--out", data)
+    call("verify", data)
+    drawn = ["--html", str(folder / "row.html"), "--sheet", str(folder / "row.png")]
+    call("inspect", f"{data}/packed-clips-8k", "--row", "0", *drawn)
 
 
 def check_loss(diary: Path) -> None:

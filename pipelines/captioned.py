@@ -81,7 +81,7 @@ def _paired(source: MediaSource, record: str, where: str, sample: Sample) -> Fou
         raise Unfit(DROPPED, "no sample", "neither media nor a caption")
     values = _values(sample.texts.get(SIDECAR, b"{}"))
     if not sample.media:
-        said = [str(values[name]) for name in ("status", "error_message") if values.get(name)]
+        said = [str(values[name])[:200] for name in ("status", "error_message") if values.get(name)]
         raise Unfit(FAILED, f"no {FORMS[source.kind]}", ": ".join(said))
     caption = source.columns.caption or roles(source, values).caption
     if CAPTION in sample.texts and not source.columns.caption:

@@ -135,7 +135,7 @@ def explained(error: Exception) -> Unfit:
     detail = shown(error)
     match error:
         case TimeoutError():
-            return Passing("timed out", detail)
+            return Passing("timed out", detail or "the whole request took too long")
         case aiohttp.ClientConnectorDNSError() if error.errno == socket.EAI_AGAIN:
             return Passing("name lookup failed", detail)
         case aiohttp.ClientConnectorDNSError():

@@ -161,12 +161,18 @@ def plan_pack(
     names = section.sources or [s.name for s in recipe.sources]
     sequences, tokens = 0.0, 0.0
     for name in names:  # no sequence mixes two sources
-        pieces = _windows(lengths[name].of(section.split), section.length)
+        found = lengths[name].of(section.split)
+        pieces = _windows(found, section.length) if recipe.source(name).kind == "books" else _whole(found, section)
         bins = plan(pieces, section.length).bins
         sequences += bins * lengths[name].scale
         tokens += float(pieces.sum()) * lengths[name].scale
     fill = tokens / (sequences * section.length) if sequences else 0.0
     return PackPlan(section.length, round(sequences), fill, round(sequences) * section.length * width)
+
+
+def _whole(lengths: np.ndarray, section: PackSection) -> np.ndarray:
+    """Take the examples with pictures that fit, or, where videos are thinned, come to fit."""
+    return np.minimum(lengths, section.length) if section.frames else lengths[lengths <= section.length]
 
 
 def _windows(lengths: np.ndarray, length: int) -> np.ndarray:

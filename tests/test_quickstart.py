@@ -18,7 +18,15 @@ def test_quickstart_goes_from_nothing_to_a_falling_loss(tmp_path, capsys):
     (tmp_path / CONFIG).write_text(config.replace("steps: 240", "steps: 70").replace("every: 80", "every: 70"))
     quickstart(str(tmp_path), Console(), main)
     said = capsys.readouterr().out
-    for part in ("packed-4096:", "every shard, row, count and digest is right", "⟦", "held out", "next: change"):
+    for part in (
+        "packed-4096:",
+        "packed-clips-8k:",
+        "frames drawn",
+        "every shard, row, count and digest is right",
+        "⟦",
+        "held out",
+        "next: change",
+    ):
         assert part in said
     assert (tmp_path / "run" / "curve.png").read_bytes().startswith(b"\x89PNG")
 

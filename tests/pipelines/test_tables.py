@@ -107,6 +107,12 @@ def test_csv_rows_are_told_apart(tmp_path: Path) -> None:
     assert [text for _, text in brief(read(tmp_path))] == expected
 
 
+def test_a_mark_in_front_of_a_quoted_header_is_no_part_of_it(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b'\xef\xbb\xbf"cap\ntion",url\nc,u\n')
+    (found,) = read(tmp_path, columns={"caption": "cap\ntion"})
+    assert isinstance(found, Row) and found.values == {"cap\ntion": "c", "url": "u"}
+
+
 def test_an_unclosed_quote_costs_one_row_and_little_memory(tmp_path: Path) -> None:
     rows = [f"caption {i},http://x/{i}{'y' * 1600}.jpg\n" for i in range(10_000)]
     rows[10] = '"' + rows[10]

@@ -55,9 +55,7 @@ def test_whole(tmp_path, name):
     assert missing(tmp_path / "x", FILES[name]) == 0
 
 
-@pytest.mark.parametrize(
-    "tail", [bytes(40), b"\xff" * 40, b"<html>a friendly proxy was here</html>", b"PK\x03\x04" * 9]
-)
+@pytest.mark.parametrize("tail", [bytes(40), b"\xff" * 40, b"<html>a proxy was here</html>", b"PK\x03\x04" * 9])
 def test_an_odd_tail_is_no_harm(tmp_path, name, tail):
     assert missing(tmp_path / "x", FILES[name] + tail) == 0
 
