@@ -19,10 +19,10 @@ COLOURS = {
     "yellow": (250, 215, 40),
     "green": (40, 165, 65),
     "cyan": (50, 205, 230),
-    "blue": (40, 75, 220),
-    "purple": (155, 50, 185),
+    "blue": (30, 70, 235),
+    "purple": (200, 40, 195),
 }
-BACKGROUNDS = {"white": (250, 250, 250), "grey": (125, 125, 125), "black": (10, 10, 10)}
+BACKGROUNDS = {"white": (250, 250, 250), "black": (10, 10, 10)}
 SIZES = {"small": 2, "large": 4}  # cells
 MOTIONS = {"left": "to the left", "right": "to the right", "up": "upwards", "down": "downwards"}
 
@@ -124,10 +124,9 @@ def place(scene: Scene) -> str:
 
 def path(scene: Scene) -> str:
     """Say where a shape moves along: "along the top", "through the centre", "along the left"."""
-    sides = (
-        ("top", "", "bottom")[scene.row] if scene.motion in ("left", "right") else ("left", "", "right")[scene.column]
-    )
-    return f"along the {sides}" if sides else "through the centre"
+    across = scene.motion in ("left", "right")
+    side = ("top", "", "bottom")[scene.row] if across else ("left", "", "right")[scene.column]
+    return f"along the {side}" if side else "through the centre"
 
 
 # --- Pictures

@@ -186,7 +186,7 @@ def _read_config(path: str, file: Path) -> tuple[dict[str, Any], Any]:
         config = json.loads(file.read_bytes())
     except ValueError as error:
         raise UserError(f"The {CONFIG} of the VQGAN at {path} is no JSON ({error}): fetch it again.") from error
-    if not isinstance(config, dict) or config.get("_class_name", VQModel.__name__) != VQModel.__name__:
+    if not isinstance(config, dict) or config.get("_class_name", "VQModel") != "VQModel":
         raise UserError(
             f"The {CONFIG} at {path} describes no {VQModel.__name__}: give a VQGAN, such as aMUSEd's vqvae."
         )

@@ -1,0 +1,155 @@
+"""Read a Flax parameter tree from a pickle that may come from anyone.
+
+A pickle is a program that calls what it names. Here every name that it may use stands for a small class or
+function of this file, which checks what it is given; any other name is refused before anything is done with
+it, so neither NumPy nor JAX takes part until bytes become an array.
+"""
+
+import pickle
+import pickletools
+from collections.abc import Callable, Iterator
+from math import prod
+from typing import IO, Any, cast
+
+import numpy as np
+
+from ..errors import UserError
+
+LARGEST = 1 << 30  # bytes; LWM's file has 585 MB
+MOST = 1_000_000  # opcodes and memo slots; LWM's file needs some ten thousand
+DEEPEST, MOST_ARRAYS = 8, 10_000  # of a tree; LWM's has four levels and 246 arrays
+FLOATS = ("f2", "f4", "f8")
+DAMAGED = (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
+
+
+def read_arrays(file: IO[bytes], name: str) -> dict[str, np.ndarray]:
+    """Read nested dicts of floating-point arrays as `{"a/b/c": array}`, calling nothing that the pickle names.
+
+    Raises UserError, in which the file is called `name`, where it names anything but arrays and containers, is
+    damaged, or larger or deeper than a tree of parameters.
+    """
+    try:
+        _weigh(file)
+        file.seek(0)
+        return dict(_leaves(_Reader(file).load()))
+    except UserError as error:
+        raise UserError(f"{name} cannot be read safely: {error}") from None
+    except (*DAMAGED, MemoryError) as error:
+        raise UserError(f"{name} is no pickle of parameters, or a damaged one ({error}): fetch it again.") from error
+
+
+def _weigh(file: IO[bytes]) -> None:
+    """Refuse what would fill the memory: Python's reader makes room for any memo slot that it is told of."""
+    if file.seek(0, 2) > LARGEST:
+        raise UserError(f"it is larger than {LARGEST:,} bytes, which no VQGAN of LWM's is.")
+    file.seek(0)
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        if count > MOST or ("PUT" in opcode.name and argument > MOST):
+            raise UserError(f"it holds more than {MOST:,} steps or objects, which no VQGAN of LWM's does.")
+
+
+class _Reader(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> "_Admitted":
+        if (module, name) not in ADMITTED:
+            raise UserError(
+                f"it asks for {module}.{name}, which is neither an array nor a container; do not load it by other means."
+            )
+        return _Admitted(ADMITTED[module, name])
+
+
+class _Admitted:
+    """A name that the pickle may call and may do nothing else with."""
+
+    __slots__ = ("_make",)
+
+    def __init__(self, make: Callable[..., Any]):
+        self._make = make
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._make(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise UserError("it changes what it may only call.")
+
+
+class _Type:
+    """A NumPy dtype, of which only floating-point ones are admitted."""
+
+    __slots__ = ("dtype",)
+
+    def __init__(self, code: Any, *_: Any):
+        if code not in FLOATS:
+            raise UserError(f"it holds an array of type {code!r}; weights are one of {', '.join(FLOATS)}.")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: Any) -> None:
+        self.dtype = self.dtype.newbyteorder({"<": "<", ">": ">"}[state[1]])
+
+
+class _Array:
+    """A NumPy array: nothing until its state comes, then a view of the pickle's bytes."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, *_: Any):
+        self.value: np.ndarray | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, kind, fortran, content = state
+        self.value = _array(content, kind, shape, "F" if fortran else "C")
+
+
+def _array(content: Any, kind: Any, shape: Any, order: Any) -> np.ndarray:
+    if not (isinstance(kind, _Type) and isinstance(content, bytes | bytearray) and isinstance(shape, tuple)):
+        raise UserError("it holds an array without type, shape or bytes.")
+    sides = [side for side in shape if type(side) is int and 0 <= side <= LARGEST]
+    if len(sides) != len(shape) or prod(sides) * kind.dtype.itemsize != len(content) or order not in ("C", "F"):
+        raise UserError(f"it holds an array of shape {shape!r} in {len(content):,} bytes.")
+    return np.frombuffer(content, kind.dtype).reshape(shape, order=order)
+
+
+def _from_buffer(content: Any, kind: Any, shape: Any, order: Any) -> _Array:
+    """Stand in for what NumPy calls in pickles of protocol 5."""
+    made = _Array()
+    made.value = _array(content, kind, shape, order)
+    return made
+
+
+def _from_jax(make: Any, arguments: Any, state: Any, *_: Any) -> _Array:
+    """Stand in for what JAX calls: a NumPy array and where it was."""
+    made = make(*arguments)
+    made.__setstate__(state)
+    return cast(_Array, made)
+
+
+def _not_called(*_: Any) -> None:
+    raise UserError("it calls numpy.ndarray, which it may only name.")
+
+
+ADMITTED: dict[tuple[str, str], Callable[..., Any]] = {
+    ("collections", "OrderedDict"): dict,
+    ("flax.core.frozen_dict", "FrozenDict"): dict,
+    ("numpy", "ndarray"): _not_called,
+    ("numpy", "dtype"): _Type,
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.multiarray", "_reconstruct"): _Array,
+    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
+    ("numpy._core.numeric", "_frombuffer"): _from_buffer,
+    ("jax._src.array", "_reconstruct_array"): _from_jax,
+}
+
+
+def _leaves(tree: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the arrays of a tree and their paths; a tree may refer to one of its parts over and over."""
+    waiting, count = [((), tree)], 0
+    while waiting:
+        path, node = waiting.pop()
+        count += 1
+        if len(path) > DEEPEST or count > MOST_ARRAYS:
+            raise UserError(f"it is deeper than {DEEPEST} levels or has more than {MOST_ARRAYS:,} parts.")
+        if isinstance(node, dict):
+            waiting += [((*path, str(key)), part) for key, part in node.items()]
+        elif isinstance(node, _Array) and node.value is not None:
+            yield "/".join(path), node.value
+        else:
+            raise UserError(f"it holds a {type(node).__name__.strip('_')} at {'/'.join(path)!r} instead of an array.")
