@@ -17,7 +17,7 @@ from ..errors import UserError
 
 LARGEST = 1 << 30  # bytes; LWM's file has 585 MB
 MOST = 1_000_000  # opcodes and memo slots; LWM's file needs some ten thousand
-DEEPEST, MOST_ARRAYS = 8, 10_000  # of a tree; LWM's has four levels and 246 arrays
+DEEPEST, MOST_ARRAYS = 8, 10_000  # of a tree; LWM's has five levels and 277 arrays
 FLOATS = ("f2", "f4", "f8")
 DAMAGED = (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
 
@@ -44,7 +44,7 @@ def _weigh(file: IO[bytes]) -> None:
         raise UserError(f"it is larger than {LARGEST:,} bytes, which no VQGAN of LWM's is.")
     file.seek(0)
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-        if count > MOST or ("PUT" in opcode.name and argument > MOST):
+        if count > MOST or ("PUT" in opcode.name and int(argument or 0) > MOST):
             raise UserError(f"it holds more than {MOST:,} steps or objects, which no VQGAN of LWM's does.")
 
 
@@ -52,7 +52,7 @@ class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> "_Admitted":
         if (module, name) not in ADMITTED:
             raise UserError(
-                f"it asks for {module}.{name}, which is neither an array nor a container; do not load it by other means."
+                f"it asks for {module}.{name}, which is no array and no container; do not load it by other means."
             )
         return _Admitted(ADMITTED[module, name])
 
@@ -141,11 +141,12 @@ ADMITTED: dict[tuple[str, str], Callable[..., Any]] = {
 
 def _leaves(tree: Any) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the arrays of a tree and their paths; a tree may refer to one of its parts over and over."""
-    waiting, count = [((), tree)], 0
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), tree)]
+    count = 0
     while waiting:
         path, node = waiting.pop()
         count += 1
-        if len(path) > DEEPEST or count > MOST_ARRAYS:
+        if len(path) > DEEPEST or max(count, len(waiting)) > MOST_ARRAYS:
             raise UserError(f"it is deeper than {DEEPEST} levels or has more than {MOST_ARRAYS:,} parts.")
         if isinstance(node, dict):
             waiting += [((*path, str(key)), part) for key, part in node.items()]
