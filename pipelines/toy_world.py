@@ -9,7 +9,8 @@ import io
 import random
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from itertools import product
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -62,14 +63,30 @@ class Question(NamedTuple):
 
 
 def scene(seed: int, number: int, moving: bool = False) -> Scene:
-    """Draw a scene; the same seed and number give the same one. A moving one crosses the picture."""
-    rng = _rng(seed, number, "moving" if moving else "still")
-    shape, colour, background = rng.choice(SHAPES), rng.choice([*COLOURS]), rng.choice([*BACKGROUNDS])
-    size, column, row = rng.choice([*SIZES]), rng.randrange(3), rng.randrange(3)
-    motion = rng.choice([*MOTIONS]) if moving else ""
-    column = {"left": 2, "right": 0}.get(motion, column)
-    row = {"up": 2, "down": 0}.get(motion, row)
-    return Scene(seed, number, shape, colour, background, size, column, row, motion)
+    """Return a scene; the same seed and number give the same one. A moving one crosses the picture.
+
+    The first 1,080 still scenes of a seed are all that there are, each once and shuffled, and so on; of moving
+    ones there are 1,440. So what is held out of them is something that was never shown.
+    """
+    scenes = 1440 if moving else 1080
+    return Scene(seed, number, *_shuffled(seed, number // scenes, moving)[number % scenes])
+
+
+@lru_cache(maxsize=16)
+def _shuffled(seed: int, turn: int, moving: bool) -> list[tuple[Any, ...]]:
+    """Shuffle all there is to see: what follows seed and number in a `Scene`."""
+    looks = product(SHAPES, COLOURS, BACKGROUNDS, SIZES)
+    ways = [(*where, motion) for motion in MOTIONS for where in _starts(motion)] if moving else _starts("")
+    scenes = [(*look, *way) for look, way in product(looks, ways)]
+    _rng(seed, turn, "moving" if moving else "still").shuffle(scenes)
+    return scenes
+
+
+def _starts(motion: str) -> list[tuple[int, int]]:
+    """Return every column and row where something with this motion may begin."""
+    columns = {"left": (2,), "right": (0,)}.get(motion, (0, 1, 2))
+    rows = {"up": (2,), "down": (0,)}.get(motion, (0, 1, 2))
+    return list(product(columns, rows))
 
 
 # --- Words
