@@ -19,7 +19,8 @@ def judge_record(found: Found, source: Source, seed: int, denied: frozenset[str]
     if source.sample < 1 and fraction(seed, "sample", source.name, found.record) >= source.sample:
         return reject(found, source, "filter", DROPPED, "not in the sample", "")
     for name, wanted in source.filters.equals.items():
-        if (value := column(found.columns, name)) != wanted:
+        value = column(found.columns, name)
+        if value != wanted and value != str(wanted):  # CSV holds numbers as text
             return reject(found, source, "filter", DROPPED, f"{name} differs", reprlib.repr(value))
     return None
 

@@ -21,6 +21,7 @@ from ..sources import ImageTextSource, MediaSource, VideoTextSource
 from ..tokenizers.vision import VisionTokenizer
 from .admission import denied_by, judge_record, reject
 from .ahead import ahead
+from .columns import column
 from .decoders import Decoders, Request, kept_decoders
 from .fetch import Fetched, Fetcher, FetchLimits
 from .local import local_copy, read_capped
@@ -28,6 +29,7 @@ from .media import Unfit
 from .models import pictures_of, text_tokenizer, vocabulary_of
 from .pairs import Layout, Marks, render
 from .records import Found, ImageText, Media, VideoText
+from .samples import discard
 from .units import fraction
 
 BATCH = 64  # frames encoded at once; the tokenizer has a batch of its own inside
@@ -66,11 +68,22 @@ def rows(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="worldloom-")))
         fetcher = stack.enter_context(Fetcher(fetch_limits(source)))
         decoders = stack.enter_context(kept_decoders(decoder_count(tokenizer)))
-        judged = (judge(found, source, recipe.seed, denied) for found in records)
+        judged = judge_all(records, source, recipe.seed, denied)
         local = obtained(judged, source, fetcher, folder)
         decoded = stack.enter_context(ahead(decode(local, source, tokenizer.size, recipe.seed, decoders), WAITING))
         for clip in encode(decoded, tokenizer):
             yield clip if isinstance(clip, Reject) else finish(clip, recipe, source, denied)
+
+
+def judge_all(
+    records: Iterable[Found], source: MediaSource, seed: int, denied: frozenset[str]
+) -> Iterator[ImageText | Reject]:
+    """Judge each record, and remove the temporary file of one that is kept out."""
+    for found in records:
+        outcome = judge(found, source, seed, denied)
+        if isinstance(outcome, Reject) and isinstance(found, ImageText):
+            discard(found.media)
+        yield outcome
 
 
 def judge(found: Found, source: MediaSource, seed: int, denied: frozenset[str]) -> ImageText | Reject:
@@ -105,11 +118,21 @@ def score_faults(columns: dict[str, Any], source: MediaSource) -> Iterator[tuple
     """Yield the scores that keep a record out; one that is missing, or no number, does."""
     for bounds, above in ((source.filters.at_least, False), (source.filters.at_most, True)):
         for name, bound in bounds.items():
-            value = columns.get(name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                yield DROPPED, f"no {name}", reprlib.repr(value)
+            value = number(column(columns, name))
+            if value is None:
+                yield DROPPED, f"no {name}", reprlib.repr(column(columns, name))
             elif not (value <= bound if above else value >= bound):  # NaN is neither
                 yield DROPPED, f"{name} {'above' if above else 'below'} {bound:g}", f"{value:g}"
+
+
+def number(value: Any) -> float | None:
+    """Read a score, which tables of text hold as text. None where it is no number."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return None
 
 
 def obtained(

@@ -32,7 +32,7 @@ MARK = "worldloom codebook 1"
 DAMAGED = (zipfile.BadZipFile, zlib.error, KeyError, EOFError, RuntimeError)  # what a broken archive raises
 EXACT = 2**24  # float32 holds every integer of at most this magnitude
 ROWS = 1024  # patches compared at once: with 8,192 codes 64 MiB of products and scores
-SAMPLE = 32_768  # patches that the fit looks at: 24 MiB where they have 16 x 16 pixels
+SAMPLE = 32_768  # different patches that the fit looks at: 24 MiB where they have 16 x 16 pixels
 ROUNDS = 5  # of k-means at most: on photographs and clips later ones gain less than 0.05 dB in all
 
 Shape = tuple[int, ...]
@@ -248,19 +248,18 @@ def fit(
 ) -> Codebook:
     """Make a codebook from pictures uint8[size, size, 3] by k-means on a sample of their patches.
 
-    The same pictures in the same order and the same seed make the same table, on any machine. It has fewer
-    codes than asked where the sample has fewer different patches, which are then all in it, or where two
-    means became equal. Raises UserError where there is no picture or a number is not allowed, ValueError for
+    The same pictures, in any order, and the same seed make the same table, on any machine. It has fewer codes
+    than asked where the sample has fewer different patches, which are then all in it, or where two means became
+    equal. Raises UserError where there is no picture or a number is not allowed, ValueError for
     pictures of another shape or type.
     """
     check(codes, patch, size)
-    kept = sample(pieces(pictures, size, patch), SAMPLE, seed)
-    if not len(kept):
+    patches, weights = sample(pieces(pictures, size, patch), SAMPLE, seed)
+    if not len(patches):
         raise UserError("A codebook cannot be made without a picture: give at least one.")
-    patches, weights = distinct(kept)
     table = spread(patches, weights, codes, np.random.default_rng([seed, 1]))
     table = refine(patches, weights, table)
-    return Codebook(distinct(table)[0].reshape(-1, patch, patch, 3), size)
+    return Codebook(np.unique(table, axis=0).reshape(-1, patch, patch, 3), size)
 
 
 def pieces(pictures: Iterable[np.ndarray], size: int, patch: int) -> Iterator[np.ndarray]:
@@ -270,31 +269,40 @@ def pieces(pictures: Iterable[np.ndarray], size: int, patch: int) -> Iterator[np
         yield cut(picture[None], patch)
 
 
-def sample(batches: Iterable[np.ndarray], most: int, seed: int) -> np.ndarray:
-    """Keep at most `most` rows of a stream of uint8[n, values], each as likely as any other.
+def sample(batches: Iterable[np.ndarray], most: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return at most `most` different rows of a stream of uint8[n, values], and how often each is there, int64.
 
-    Every row draws a key, and those with the smallest are kept: twice as many at most are held at a time.
+    Every row has a key, made of its values and the seed, and those with the smallest keys are kept. So each
+    different row is as likely to be kept, however often it is there, and neither batches nor order matter.
+    Twice as many rows at most are held at a time.
     """
     rng = np.random.default_rng([seed, 0])
-    rows, keys = [np.empty((0, 0), np.uint8)], [np.empty(0)]
-    held, limit = 0, 1.0
+    factors = np.empty(0, np.uint64)
+    rows, counts, keys = [np.empty((0, 0), np.uint8)], [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
+    limit = np.uint64(2**64 - 1)
     for batch in batches:
-        drawn = rng.random(len(batch))
-        rows.append(batch[drawn < limit])
-        keys.append(drawn[drawn < limit])
-        held += len(keys[-1])
-        if held > 2 * most:
-            rows, keys = smallest(rows, keys, most)
-            held, limit = most, keys[0].max()
-    return smallest(rows, keys, most)[0][0]
+        if not len(factors):
+            factors = rng.integers(0, 2**64, batch.shape[1], np.uint64)
+            rows = [batch[:0]]
+        drawn = batch.astype(np.uint64) @ factors
+        rows.append(batch[drawn <= limit])
+        keys.append(drawn[drawn <= limit])
+        counts.append(np.ones(len(keys[-1]), np.int64))
+        if sum(map(len, keys)) > 2 * most:
+            rows, counts, keys = smallest(rows, counts, keys, most)
+            limit = keys[0][-1] if len(keys[0]) == most else limit
+    (kept,), (weights,), _ = smallest(rows, counts, keys, most)
+    return kept, weights
 
 
-def smallest(rows: list[np.ndarray], keys: list[np.ndarray], most: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Join parts of a sample, and keep the rows with the smallest keys, in the order of the keys."""
-    joined = np.concatenate(keys)
-    order = np.argsort(joined, kind="stable")[:most]
-    filled = [part for part in rows if len(part)] or rows
-    return [np.concatenate(filled)[order]], [joined[order]]
+def smallest(
+    rows: list[np.ndarray], counts: list[np.ndarray], keys: list[np.ndarray], most: int
+) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+    """Join parts of a sample, equal rows into one, and keep those with the smallest keys, in the keys' order."""
+    order, first, same = np.unique(np.concatenate(keys), return_index=True, return_inverse=True)
+    total = np.zeros(len(order), np.int64)
+    np.add.at(total, same, np.concatenate(counts))
+    return [np.concatenate(rows)[first[:most]]], [total[:most]], [order[:most]]
 
 
 def spread(patches: np.ndarray, weights: np.ndarray, codes: int, rng: np.random.Generator) -> np.ndarray:
@@ -335,9 +343,3 @@ def means(patches: np.ndarray, weights: np.ndarray, nearest: np.ndarray, table: 
         sums = weights[rows] @ patches[rows].astype(np.int64)
         table[nearest[rows[0]]] = (2 * sums + total) // (2 * total)
     return table
-
-
-def distinct(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the different rows of uint8[n, values], sorted as bytes, and how often each is there."""
-    rows, counts = np.unique(np.ascontiguousarray(patches).view(f"V{patches.shape[1]}"), return_counts=True)
-    return rows.view(np.uint8).reshape(len(rows), -1), counts

@@ -114,7 +114,8 @@ CASES: list[tuple[Found, dict[str, Any], str]] = [
     (image(0, columns={"p": 0.3}), {"filters": {"at_most": {"p": 0.2}}}, "filter dropped p above 0.2"),
     (image(0, columns={"p": 4}), {"filters": {"at_least": {"p": 5}}}, "filter dropped p below 5"),
     (image(0, columns={"p": float("nan")}), {"filters": {"at_least": {"p": 5}}}, "filter dropped p below 5"),
-    (image(0, columns={"p": "9"}), {"filters": {"at_least": {"p": 5}}}, "filter dropped no p"),
+    (image(0, columns={"p": "4.5"}), {"filters": {"at_least": {"p": 5}}}, "filter dropped p below 5"),
+    (image(0, columns={"p": "high"}), {"filters": {"at_least": {"p": 5}}}, "filter dropped no p"),
     (image(0), {"filters": {"at_most": {"p": 5}}}, "filter dropped no p"),
     (ImageText("r0", "w", "Good morning", Media(path="/no/such/file.png")), {}, "read failed no such file"),
     (ImageText("r0", "w", "Good morning", Media(link="http://127.0.0.1/x.png")), {}, "fetch failed private address"),
@@ -189,8 +190,9 @@ def test_clips_keep_the_frames_of_the_rule_and_say_which(tmp_path: Path, small_m
         assert [s.end - s.start for s in spans] == [17 * min(n, budget) for n in totals]
 
 
-def test_temporary_clips_are_removed(tmp_path: Path, small_model: Path, codebook: Path) -> None:
+@pytest.mark.parametrize(("caption", "outcome"), [("a fox", Row), (" ", Reject)])
+def test_temporary_clips_are_removed(tmp_path: Path, small_model: Path, codebook: Path, caption, outcome) -> None:
     path = clip(tmp_path / "t.mp4", 4)
-    record = VideoText("r", "w", "a fox", Media(path=str(path), temporary=True))
-    assert isinstance(done(recipe_of(small_model, codebook, "video-text"), [record])[0], Row)
+    record = VideoText("r", "w", caption, Media(path=str(path), temporary=True))
+    assert isinstance(done(recipe_of(small_model, codebook, "video-text"), [record])[0], outcome)
     assert not path.exists()
