@@ -69,6 +69,7 @@ def open_video(path: str, pixels: int, threads: int) -> Iterator[Video]:
         "format_whitelist": ",".join(sorted(CONTAINERS)),
         "max_streams": str(STREAMS),
         "max_pixels": str(pixels),
+        "fflags": "+ignidx",  # a broken index would hide frames, and we read from the start to the end
     }
     try:
         container = av.open(f"file:{path}", "r", options=options, metadata_errors="replace")

@@ -18,7 +18,7 @@ from .clip_squares import Squarer, Turn, turn_of
 from .clip_stream import Damage, Timeline, decode_frames, decode_times, explain, list_frames, open_video
 from .frame_choice import Sampling, choose_ticks, count_ticks, frames_at, frames_between
 from .media import Unfit
-from .whole_files import missing_bytes
+from .whole_files import find_break
 
 BATCH = 8
 MAX_ASPECT = 16
@@ -124,19 +124,19 @@ def read_clip(path: str, limits: ClipLimits) -> tuple[ClipInfo, Iterator[np.ndar
 
 
 def _list_whole(path: str, limits: ClipLimits) -> Timeline:
-    """Find a clip's frames, and refuse a file that ends too early: a demuxer may end it without a word."""
-    missing = missing_bytes(path)
+    """Find a clip's frames, and refuse a broken file, of which a demuxer might give just less."""
+    found = find_break(path)
+    if found and found.reason == "damaged":
+        raise Unfit(FAILED, *found)
     try:
         timeline = _list(path, limits)
     except Unfit as unfit:
-        if missing and unfit.status == FAILED:
-            raise Unfit(FAILED, "cut off", f"{unfit.detail}; {missing} bytes are missing") from unfit
+        if found and unfit.status == FAILED:
+            raise Unfit(FAILED, found.reason, f"{unfit.detail}; {found.detail}") from unfit
         raise
-    if missing:
-        seconds = _seconds(timeline.times, timeline.time_base)
-        raise Unfit(
-            FAILED, "cut off", f"after {seconds:.2f} s and {len(timeline.times)} frames; {missing} bytes are missing"
-        )
+    if found:
+        place = f"after {_seconds(timeline.times, timeline.time_base):.2f} s and {len(timeline.times)} frames"
+        raise Unfit(FAILED, found.reason, f"{place}; {found.detail}")
     return timeline
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from worldloom.pipelines.whole_files import missing_bytes
+from worldloom.pipelines.whole_files import find_break
 
 
 def box(kind: bytes, body: bytes, size: int | None = None) -> bytes:
@@ -24,11 +24,12 @@ def chunk(kind: bytes, body: bytes, size: int | None = None) -> bytes:
     return kind + (len(body) if size is None else size).to_bytes(4, "little") + body + b"\0" * (len(body) % 2)
 
 
+BODY = b"\2"  # no header has two of these bytes
 HEAD = element(0x1A45DFA3, b"webm")
-BLOCKS = [element(0xE7, b"\1"), element(0xA3, bytes(50)), element(0xA0, bytes(60))]
+BLOCKS = [element(0xE7, b"\1"), element(0xA3, BODY * 50), element(0xA0, BODY * 60)]
 CLUSTER = element(0x1F43B675, b"".join(BLOCKS))
 OPEN_CLUSTER = element(0x1F43B675, b"".join(BLOCKS), -1)
-MOVIE = chunk(b"LIST", b"movi" + chunk(b"00dc", bytes(101)) + chunk(b"01wb", bytes(10)))
+MOVIE = chunk(b"LIST", b"movi" + chunk(b"00dc", BODY * 102) + chunk(b"01wb", BODY * 10))
 FILES = {
     "mp4": box(b"ftyp", b"isom") + box(b"moov", bytes(100)) + box(b"free", b"") + box(b"mdat", bytes(200)),
     "large mp4": box(b"ftyp", b"isom") + large_box(b"mdat", bytes(300)) + box(b"moov", bytes(100)),
@@ -47,8 +48,12 @@ def name(request) -> str:
 
 
 def missing(path: Path, data: bytes) -> int:
+    """Return the bytes that are found missing, 0 for a whole file, -1 for damage."""
     path.write_bytes(data)
-    return missing_bytes(str(path))
+    found = find_break(str(path))
+    if found is None:
+        return 0
+    return -1 if found.reason == "damaged" else int(found.detail.split()[0])
 
 
 def test_whole(tmp_path, name):
@@ -68,6 +73,17 @@ def test_cut_inside_the_last_part(tmp_path, name, cut):
 def test_cut_between_two_samples(tmp_path):
     """The index tells of 200 bytes and 100 are there: no demuxer need read one that is only half there."""
     assert missing(tmp_path / "x", FILES["mp4"][:-100]) == 100
+
+
+@pytest.mark.parametrize(
+    ("name", "noise"), [("matroska", b"\0"), ("matroska", b"\xff"), ("avi", b"\xff"), ("avi", b"\x11")]
+)
+def test_a_hole_is_found(tmp_path, name, noise):
+    """Wherever it begins, with noise that makes no header: inside one block it is the decoder's to find."""
+    data = FILES[name]
+    for at in range(data.index(b"movi" if name == "avi" else CLUSTER[:4]) + 4, len(data) - 60):
+        found = missing(tmp_path / "x", data[:at] + noise * 60 + data[at + 60 :])
+        assert bool(found) == (data[at : at + 60] != BODY * 60), at
 
 
 def test_unknown_sizes(tmp_path):
@@ -101,4 +117,4 @@ def test_others_are_let_pass_and_nothing_hangs(tmp_path, data):
 
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError):
-        missing_bytes(str(tmp_path / "none.mp4"))
+        find_break(str(tmp_path / "none.mp4"))

@@ -5,13 +5,13 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from worldloom.errors import UserError
 from worldloom.tokenizers import codebook as subject
 from worldloom.tokenizers.codebook import CODES, Codebook, fit, load, sample
@@ -294,7 +294,7 @@ def test_the_fit_finds_the_groups() -> None:
 
 def test_each_code_is_the_rounded_mean_of_what_is_nearest_to_it() -> None:
     pictures, _ = groups(40)
-    flat, weights = subject.distinct(np.concatenate([pictures, pictures[:500]]).reshape(2500, 48))
+    flat, weights = sample([np.concatenate([pictures, pictures[:500]]).reshape(2500, 48)], 10**6, 0)
     before = flat[:10]
     codes, _ = subject.Table(before).nearest(flat)
     after = subject.means(flat, weights, codes, before)
@@ -338,46 +338,27 @@ def test_the_same_pictures_and_seed_make_the_same_table_on_any_number_of_threads
     assert fit(pictures, 50, 64, 16, seed=4).digest not in digests
 
 
-def test_a_sample_is_fair_and_bounded() -> None:
-    batches = [np.full((50, 1), n, np.uint8) for n in range(100)]
-    drawn = np.concatenate([sample(batches, 100, seed)[:, 0] for seed in range(50)])
+def numbered(low: int, high: int) -> np.ndarray:
+    """Make different rows out of numbers, uint8[n, 3]."""
+    return np.arange(low, high, dtype=">u4").view(np.uint8).reshape(-1, 4)[:, 1:]
+
+
+def test_a_sample_counts_each_row_whatever_the_batches() -> None:
+    rng = np.random.default_rng(7)
+    rows = numbered(0, 2000)[rng.integers(0, 2000, 5000)]
+    expected = Counter(map(bytes, rows))
+    everything, weights = sample([rows], 10**6, 7)
+    assert dict(zip(map(bytes, everything), weights, strict=True)) == expected
+    for batches in (np.array_split(rows, 90), np.split(rng.permutation(rows), [1, 1, 40, 3000])):
+        kept, counts = sample(batches, 100, 7)
+        assert np.array_equal(kept, everything[:100])
+        assert counts.tolist() == [expected[bytes(row)] for row in kept]
+
+
+def test_a_sample_is_fair() -> None:
+    """Of 5,000 rows, of which half come first and are there ten times, half of what is drawn is theirs."""
+    batches = [numbered(0, 2500)] * 10 + [numbered(2500, 5000)]
+    drawn = np.concatenate([sample(batches, 100, seed)[0] for seed in range(50)])
     assert len(drawn) == 5000
-    early = (drawn < 50).mean()
+    early = (drawn @ [2**16, 2**8, 1] < 2500).mean()
     assert 0.46 < early < 0.54  # five standard deviations of 5,000 fair draws
-    for number in range(1, 101, 3):
-        keys = np.random.default_rng([7, 0]).random(50 * number)
-        assert np.array_equal(sample(batches[:number], 100, 7)[:, 0], np.argsort(keys)[:100] // 50)
-    assert len(sample(batches, 10**6, 0)) == 5000
-    assert sorted(sample(batches, 10**6, 0)[:, 0]) == [n for n in range(100) for _ in range(50)]
-    assert len(sample([], 10, 0)) == 0
-
-
-@pytest.mark.parametrize(
-    ("pictures", "given_", "message"),
-    [
-        ([], {}, "without a picture"),
-        ([np.zeros((16, 16, 3), np.uint8)], {"codes": 0}, "cannot have 0 codes"),
-        ([np.zeros((16, 16, 3), np.uint8)], {"codes": 8193}, "cannot have 8,193 codes"),
-        ([np.zeros((16, 16, 3), np.uint8)], {"patch": 33}, "33 pixels wide"),
-        ([np.zeros((16, 16, 3), np.uint8)], {"patch": 5}, "multiple of 5"),
-        ([np.zeros((16, 8, 3), np.uint8)], {}, "must be uint8"),
-    ],
-)
-def test_a_fit_of_nothing_or_of_numbers_that_are_not_allowed_is_refused(
-    pictures: list, given_: dict, message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        fit(pictures, **{"codes": 8, "size": 16, "patch": 8} | given_)
-
-
-def test_photographs_are_recognisable(real_data: Path) -> None:
-    names = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "moon.png")
-    pictures = []
-    for name in names:
-        with Image.open(real_data / "images" / name) as picture:
-            pictures.append(np.asarray(picture.convert("RGB").resize((128, 128), Image.Resampling.BOX)))
-    shown = np.stack(pictures)
-    book = fit(shown, codes=160, size=128)
-    error = ((book.decode(book.encode(shown)).astype(float) - shown) ** 2).mean()
-    flat = ((shown - shown.mean(axis=(1, 2), keepdims=True)) ** 2).mean()
-    assert error < 0.1 * flat  # nine tenths of what is to be seen in them

@@ -25,6 +25,7 @@ from worldloom.packing.report import REJECTS, SHARDS, UNITS, UnitWriter, read_re
 from worldloom.packing.row import Row, example_row, sequence_row
 from worldloom.packing.shard import EXAMPLES, Batch, Kind, record_batch, schema
 from worldloom.packing.storage import Folder
+from worldloom.packing.thin import Thinning
 from worldloom.packing.weights import Rule
 from worldloom.pipelines.pack import PieceList
 from worldloom.tokenizers.vocabulary import Vocabulary
@@ -160,7 +161,8 @@ def pack(examples: list[Toy], vocabulary: Vocabulary) -> list[Row]:
             draft.add([token], bool(trained))
         made.append(example_row(draft.example("text", "toy", str(number)), vocabulary, b"", np.empty(0, np.uint64)))
     found = PieceList()
-    found.add(Batch(record_batch(made, [0] * len(made), schema(vocabulary, EXAMPLES))), np.arange(len(made)), LENGTH)
+    batch = Batch(record_batch(made, [0] * len(made), schema(vocabulary, EXAMPLES)))
+    found.add(batch, np.arange(len(made)), LENGTH, [Thinning(1, 1, len(row.tokens)) for row in made])
     pieces = found.close()
     packed = plan(pieces.high - pieces.low, LENGTH)
     bins = [packed.order[low:high] for low, high in pairwise(packed.offsets)]
