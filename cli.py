@@ -317,7 +317,7 @@ def run_train_tokenizer(options: argparse.Namespace) -> int:
 
 
 def run_train_codebook(options: argparse.Namespace) -> int:
-    from .pipelines.squares import squares
+    from .pipelines.reading.squares import squares
     from .tokenizers.codebook import fit
 
     codebook = fit(

@@ -57,7 +57,7 @@ def quickstart(out: str, console: Console, command: Command) -> None:
 
 def write_inputs(folder: Path, call: Callable[..., None]) -> None:
     """Write what the recipe reads, unless it is there: books, text model, recipe and training config."""
-    from .pipelines.quickstart_corpus import write_corpus
+    from .pipelines.toy.books import write_corpus
 
     folder.mkdir(parents=True, exist_ok=True)
     for name in (RECIPE, VISION, CONFIG):
@@ -71,7 +71,7 @@ def write_inputs(folder: Path, call: Callable[..., None]) -> None:
 
 def show_pictures(folder: Path, call: Callable[..., None]) -> None:
     """Make toy images and clips, a codebook of them, and packed sequences; draw the first."""
-    from .pipelines.toy_files import write_clips, write_images
+    from .pipelines.toy.files import write_clips, write_images
 
     world, codebook, data = folder / "toy-world", folder / "codebook.npz", str(folder / "data-vision")
     if not codebook.exists():

@@ -14,8 +14,8 @@ from worldloom.packing.report import UNITS
 from worldloom.pipelines.beam_jobs import run_job
 from worldloom.pipelines.job import prepare
 from worldloom.pipelines.models import text_tokenizer
-from worldloom.pipelines.quickstart_corpus import write_corpus
 from worldloom.pipelines.tokenize import TokenizeJob
+from worldloom.pipelines.toy.books import write_corpus
 from worldloom.recipe import Recipe, load_recipe
 from worldloom.tokenizers.train import train
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import av
 from av.video.reformatter import VideoReformatter
-from worldloom.pipelines.clips import ClipLimits, read_clip
+from worldloom.pipelines.decoding.clips import ClipLimits, read_clip
 
 from benchmarks.measure import Measure, speedup
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 from worldloom.pipelines.captioned import read_part
-from worldloom.pipelines.decoders import Decoders, Request
-from worldloom.pipelines.listing import list_parts
+from worldloom.pipelines.decoding.decoders import Decoders, Request
 from worldloom.pipelines.pictured import BATCH, rows
+from worldloom.pipelines.reading.listing import list_parts
 from worldloom.recipe import Recipe
 from worldloom.tokenizers.codebook import Codebook
 from worldloom.tokenizers.train import train

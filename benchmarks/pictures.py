@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
-from worldloom.pipelines.pictures import SIZE, PictureLimits, decode_picture
+from worldloom.pipelines.decoding.pictures import SIZE, PictureLimits, decode_picture
 
 from benchmarks.measure import Measure, speedup
 

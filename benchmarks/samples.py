@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from webdataset.tariterators import group_by_keys, tar_file_expander
-from worldloom.pipelines.samples import read_samples
+from worldloom.pipelines.reading.samples import read_samples
 
 from benchmarks.measure import Measure, speedup
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import sentencepiece
-from worldloom.pipelines.quickstart_corpus import write_corpus
+from worldloom.pipelines.toy.books import write_corpus
 from worldloom.tokenizers.text import TextTokenizer, load
 from worldloom.tokenizers.train import train
 

@@ -5,7 +5,7 @@ import reprlib
 from ..packing.ledger import DROPPED
 from ..packing.report import Reject
 from ..sources import Source
-from .documents import column
+from .reading.documents import column
 from .records import BadRecord, Found, ImageText, TextDocument
 from .units import fraction
 

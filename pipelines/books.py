@@ -17,12 +17,12 @@ from ..recipe import Recipe
 from ..sources import BooksSource
 from ..tokenizers.vocabulary import Vocabulary
 from .admission import denied_by, reject, url_of
-from .columns import column
-from .documents import read_part
 from .gutenberg import strip
-from .listing import list_parts
 from .models import text_tokenizer, vocabulary_of
 from .near import signature
+from .reading.columns import column
+from .reading.documents import read_part
+from .reading.listing import list_parts
 from .records import BadRecord, Found, TextDocument
 from .units import fraction
 

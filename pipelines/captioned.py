@@ -9,14 +9,14 @@ from typing import Any
 
 from ..packing.ledger import DROPPED, FAILED
 from ..sources import PLACE, MediaSource, template_columns
-from .columns import Roles, column, roles
-from .damage import guarded
-from .files import form_of, open_plain, open_raw, read_capped
 from .media import Unfit
-from .places import Root
+from .reading.columns import Roles, column, roles
+from .reading.damage import guarded
+from .reading.files import form_of, open_plain, open_raw, read_capped
+from .reading.places import Root
+from .reading.samples import CAPTION, SIDECAR, TEXT_BYTES, Sample, discard, hold_bytes, read_samples
+from .reading.tables import Row, is_saved_dataset, name_in, parse_json, read_rows
 from .records import BadRecord, ImageText, Media, VideoText
-from .samples import CAPTION, SIDECAR, TEXT_BYTES, Sample, discard, hold_bytes, read_samples
-from .tables import Row, is_saved_dataset, name_in, parse_json, read_rows
 from .units import Part
 
 Found = ImageText | VideoText | BadRecord

@@ -21,15 +21,15 @@ from ..sources import ImageTextSource, MediaSource, VideoTextSource
 from ..tokenizers.vision import VisionTokenizer
 from .admission import denied_by, judge_record, reject
 from .ahead import ahead
-from .columns import column
-from .decoders import Decoders, Request, kept_decoders
-from .fetch import Fetched, Fetcher, FetchLimits
-from .local import local_copy, read_capped
+from .decoding.decoders import Decoders, Request, kept_decoders
+from .fetching.fetch import Fetched, Fetcher, FetchLimits
 from .media import Unfit
 from .models import pictures_of, text_tokenizer, vocabulary_of
 from .pairs import Layout, Marks, render
+from .reading.columns import column
+from .reading.local import local_copy, read_capped
+from .reading.samples import discard
 from .records import Found, ImageText, Media, VideoText
-from .samples import discard
 from .units import fraction
 
 BATCH = 64  # frames encoded at once; the tokenizer has a batch of its own inside

@@ -16,9 +16,9 @@ from ..packing.report import Reject
 from ..recipe import PackSection, Recipe
 from ..sources import Source
 from .deny import with_deny_lists
-from .listing import list_parts
 from .models import text_tokenizer
 from .pack import in_eval
+from .reading.listing import list_parts
 from .records import Found
 from .tokenize import TokenizeJob, read, tokenize
 from .units import Part

@@ -15,11 +15,12 @@ from ..packing.storage import Folder
 from ..recipe import Recipe
 from ..sources import BooksSource, Source
 from ..tokenizers.vocabulary import Vocabulary
-from . import books, documents
+from . import books
 from .admission import denied_by
 from .deny import deny_list
-from .listing import list_parts
 from .models import vocabulary_of
+from .reading import documents
+from .reading.listing import list_parts
 from .records import Found
 from .units import Part, Unit, digest, group
 

@@ -33,7 +33,7 @@ HEAVY = {  # engines, and the files that may import them
     "orbax": {"training"},
     "torch": {"training/torch_dataset.py", "tokenizers/vqgan.py"},
     "diffusers": {"tokenizers/vqgan.py"},
-    "aiohttp": {"pipelines/fetch.py", "pipelines/exchange.py"},
+    "aiohttp": {"pipelines/fetching/fetch.py", "pipelines/fetching/exchange.py"},
     "scipy": set(),
     "numba": set(),
 }

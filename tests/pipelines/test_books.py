@@ -19,9 +19,9 @@ from worldloom.packing.row import Row, decode_runs, row_examples
 from worldloom.pipelines.books import content_hash, examine, list_parts
 from worldloom.pipelines.build import describe_examples
 from worldloom.pipelines.deny import with_deny_lists
-from worldloom.pipelines.documents import TextDocument
 from worldloom.pipelines.job import finish, run_in_memory
 from worldloom.pipelines.models import text_tokenizer
+from worldloom.pipelines.reading.documents import TextDocument
 from worldloom.pipelines.tokenize import TokenizeJob, key_facts, read_unit, tokenize
 from worldloom.recipe import Recipe
 

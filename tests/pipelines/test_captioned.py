@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from worldloom.pipelines.captioned import Found, read_part, seconds
-from worldloom.pipelines.listing import list_parts
 from worldloom.pipelines.media import Unfit
+from worldloom.pipelines.reading.listing import list_parts
 from worldloom.pipelines.records import BadRecord, ImageText, VideoText
 from worldloom.sources import ImageTextSource, VideoTextSource
 

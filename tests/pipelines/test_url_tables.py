@@ -22,7 +22,7 @@ from worldloom.packing.dataset import open_dataset
 from worldloom.packing.report import read_rejects, read_report
 from worldloom.pipelines import pictured
 from worldloom.pipelines.build import describe_examples
-from worldloom.pipelines.fetch import Fetcher
+from worldloom.pipelines.fetching.fetch import Fetcher
 from worldloom.pipelines.job import finish, run_in_memory
 from worldloom.pipelines.tokenize import TokenizeJob
 from worldloom.recipe import load_recipe

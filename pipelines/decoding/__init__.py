@@ -1,0 +1,1 @@
+"""Decode pictures and clips, in processes of their own."""

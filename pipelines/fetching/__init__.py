@@ -1,0 +1,1 @@
+"""Fetch what untrusted links name."""

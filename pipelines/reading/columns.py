@@ -1,0 +1,125 @@
+"""Columns: what a recipe names, what published tables call it, and what a table at hand has."""
+
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from ...sources import BooksSource, MediaSource, Source, template_columns
+
+# What published tables call things, the first that is there: LAION, COYO, img2dataset, ImageFolder, WebVid, InternVid.
+CAPTIONS = {"image-text": ("caption", "TEXT", "text"), "video-text": ("caption", "Caption", "text", "TEXT", "name")}
+MEDIA = {
+    "image-text": ("image", "jpg", "png", "webp", "file_name", "file"),
+    "video-text": ("video", "mp4", "webm", "file_name", "file"),
+}
+URLS = {"image-text": ("url", "URL"), "video-text": ("url", "URL", "contentUrl")}
+START, END = "Start_timestamp", "End_timestamp"
+INTERNVID = ("{YoutubeID}.mp4",)
+WEBVID = ("{page_dir}/{videoid}.mp4", "{videoid}.mp4")  # as video2dataset and as the first downloaders wrote them
+
+
+class Roles(NamedTuple):
+    """Which column says what. Exactly one of `paths`, `media` and `url` says where the picture or clip is, if any.
+
+    Attributes:
+      paths: templates of a file's path, of which the first that leads to a file is taken.
+    """
+
+    caption: str | None
+    paths: tuple[str, ...] = ()
+    media: str | None = None
+    url: str | None = None
+    start: str | None = None
+    end: str | None = None
+
+
+def roles(source: MediaSource, names: Collection[str]) -> Roles:
+    """Tell the columns of a table apart: by the recipe, else by the names that were published."""
+    caption = source.columns.caption or _first(CAPTIONS[source.kind], names)
+    found = _origin(source, names)._replace(caption=caption)
+    if source.kind == "image-text":
+        return found
+    start, end = source.columns.start or _first((START,), names), source.columns.end or _first((END,), names)
+    return found._replace(start=start, end=end)
+
+
+def _origin(source: MediaSource, names: Collection[str]) -> Roles:
+    if source.media:
+        return Roles(None, paths=(source.media,))
+    if source.columns.media or source.columns.url:
+        return Roles(None, media=source.columns.media, url=None if source.columns.media else source.columns.url)
+    if media := _first(MEDIA[source.kind], names):
+        return Roles(None, media=media)
+    if source.kind == "video-text" and "YoutubeID" in names:
+        return Roles(None, paths=INTERNVID)
+    if source.kind == "video-text" and source.media_root and {"page_dir", "videoid"} <= set(names):
+        return Roles(None, paths=WEBVID)
+    return Roles(None, url=_first(URLS[source.kind], names))
+
+
+def _first(published: tuple[str, ...], names: Collection[str]) -> str | None:
+    return next((name for name in published if name in names), None)
+
+
+def column(row: dict[str, Any], name: str) -> Any:
+    """Look up a column; dots lead into nested ones. None where there is none."""
+    if name in row:
+        return row[name]
+    value: Any = row
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def lacking(source: Source, schema: pa.Schema) -> str:
+    """Say which column that a source reads is not in a schema, or twice, and what is there; or ""."""
+    there = f"it has {', '.join(map(_spelled, schema))}"
+    for name in _read_columns(source, schema.names):
+        if not _has_column(schema, name):
+            return f"no column {name}; {there}"
+        if schema.names.count(name) > 1:
+            return f"two columns {name}; {there}"
+    if isinstance(source, BooksSource):
+        return ""
+    found = roles(source, schema.names)
+    if not found.caption:
+        return f"no column that is known to hold captions ({', '.join(CAPTIONS[source.kind])}); {there}"
+    if not (found.paths or found.media or found.url):
+        known = ", ".join(MEDIA[source.kind] + URLS[source.kind])
+        return f"no column that is known to hold media, paths or URLs ({known}); {there}"
+    return ""
+
+
+def selected(source: Source, names: list[str]) -> list[str]:
+    """Name the top-level columns that a source reads, given those that there are."""
+    urls = [name for name in names if name.lower() == "url"]  # a deny list may name them
+    wanted = [*_read_columns(source, names), *urls]
+    return sorted({name if name in names else name.split(".")[0] for name in wanted})
+
+
+def _read_columns(source: Source, names: list[str]) -> list[str]:
+    if isinstance(source, BooksSource):
+        return [source.columns.text, *filter(None, [source.columns.id]), *source.filters.equals]
+    found, columns, filters = roles(source, names), source.columns, source.filters
+    placed = [name for path in found.paths for name in template_columns(path)]
+    named = filter(None, [columns.id, columns.url, found.caption, found.media, found.url, found.start, found.end])
+    return [*named, *placed, *filters.equals, *filters.at_least, *filters.at_most]
+
+
+def _has_column(schema: pa.Schema, name: str) -> bool:
+    fields = {field.name: field.type for field in schema}
+    if name in fields:
+        return True
+    top, *rest = name.split(".")
+    kind = fields.get(top, pa.null())
+    for part in rest:
+        if not pa.types.is_struct(kind) or kind.get_field_index(part) < 0:
+            return False
+        kind = kind.field(part).type
+    return top in fields
+
+
+def _spelled(field: pa.Field) -> str:
+    inner = [f"{field.name}.{f.name}" for f in field.type] if pa.types.is_struct(field.type) else []
+    return ", ".join([field.name, *inner])

@@ -1,0 +1,51 @@
+"""Squares of pictures and of clips' frames, as a codebook is trained on them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ...errors import UserError
+from ..media import Unfit
+from .files import WILD
+
+PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+CLIPS = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"}
+FRAMES = 30  # of a clip, from all over its length: LWM's budget
+
+
+def squares(paths: list[str], size: int) -> Iterator[np.ndarray]:
+    """Yield uint8[size, size, 3] of every picture and clip that local paths, folders and globs name, sorted by name.
+
+    Raises:
+      UserError: if a path names none, or one cannot be read.
+    """
+    for path in paths:
+        found = [file for file in _files(path) if file.suffix.lower() in PICTURES | CLIPS]
+        if not found:
+            raise UserError(f"{path} names no picture or clip ({', '.join(sorted(PICTURES | CLIPS))}): mend the path")
+        for file in found:
+            try:
+                yield from _of(file, size)
+            except (Unfit, OSError) as error:
+                raise UserError(f"{file} cannot be read: {error}: take it out") from error
+
+
+def _files(path: str) -> list[Path]:
+    if WILD.search(path):
+        anchor = Path(path).anchor or "."
+        return sorted(Path(anchor).glob(str(Path(path).relative_to(anchor) if anchor != "." else path)))
+    return sorted(Path(path).rglob("*")) if Path(path).is_dir() else [Path(path)]
+
+
+def _of(file: Path, size: int) -> Iterator[np.ndarray]:
+    if file.suffix.lower() in CLIPS:
+        from ..decoding.clips import ClipLimits, read_clip
+
+        _, batches = read_clip(str(file), ClipLimits(size=size, budget=FRAMES, sampling="uniform"))
+        for frames in batches:
+            yield from frames
+    else:
+        from ..decoding.pictures import PictureLimits, decode_picture
+
+        yield decode_picture(file.read_bytes(), PictureLimits(size=size)).frame

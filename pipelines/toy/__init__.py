@@ -1,0 +1,1 @@
+"""A toy world and a small library, for tests and a first try."""
