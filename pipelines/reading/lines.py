@@ -56,29 +56,29 @@ def csv_records(lines: Iterator[Line], most: int) -> Iterator[Line]:
     """Join lines whose ends stand inside quotes, as Python's csv does.
 
     Of a record whose quotes do not close within `most` bytes the first line is told not to be whole, and the next
-    line begins another: a stray quote costs one record, not the rest of the file.
+    line begins another: a stray quote costs one record, not the rest of the file. No line is searched twice for the
+    quote that closes a record, or many stray ones would take forever.
     """
-    ahead: deque[Line] = deque()
-
-    def following() -> Line | None:
-        return ahead.popleft() if ahead else next(lines, None)
-
-    while first := following():
+    ahead: deque[Line] = deque()  # read already; of these lines only the last may close a quote
+    size, closed = 0, False  # their bytes, and whether the last does
+    while ahead or (first := next(lines, None)):
+        if ahead:
+            first = ahead.popleft()
+            size, closed = size - len(first.data), closed and bool(ahead)
         if first.offset == 0:
             first = first._replace(data=first.data.removeprefix(BOM))
         if not first.whole or not _ends_quoted(first.data, False):
             yield first
             continue
-        joined, size, quoted = [first], len(first.data), True
-        while quoted and size <= most and (line := following()):
-            joined.append(line)
-            size += len(line.data)
-            quoted = not line.whole or _ends_quoted(line.data, True)
-        if quoted or size > most:
-            ahead.extendleft(reversed(joined[1:]))
-            yield first._replace(whole=False)
+        while not closed and len(first.data) + size <= most and (line := next(lines, None)):
+            ahead.append(line)
+            size, closed = size + len(line.data), line.whole and not _ends_quoted(line.data, True)
+        if closed and len(first.data) + size <= most:
+            yield first._replace(data=first.data + b"".join(line.data for line in ahead))
+            ahead.clear()
+            size, closed = 0, False
         else:
-            yield first._replace(data=b"".join(line.data for line in joined))
+            yield first._replace(whole=False)
 
 
 def _ends_quoted(line: bytes, quoted: bool) -> bool:

@@ -16,6 +16,7 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from worldloom.errors import UserError
+from worldloom.pipelines.reading import lines as subject
 from worldloom.pipelines.reading.lines import Line, csv_records, read_lines
 from worldloom.pipelines.reading.listing import list_parts
 from worldloom.pipelines.reading.tables import Row, read_rows
@@ -129,19 +130,41 @@ def test_an_unclosed_quote_costs_one_row_and_little_memory(tmp_path: Path) -> No
     assert held < 2**23
 
 
-def test_quotes_that_are_never_closed_take_linear_time() -> None:
-    lines = [Line(i, b'"",""x\n') if i % 1000 else Line(i, b'"x\n') for i in range(20_001)]
-    seen = 0
+def records_one_by_one(lines: list[bytes], most: int) -> list[tuple[int, bytes, bool]]:
+    """Try every number of lines for each record, with Python's own idea of whether its quotes are closed."""
+    found, at = [], 0
+    while at < len(lines):
+        runs = [b"".join(lines[at : at + n]) for n in range(1, len(lines) - at + 1)]
+        closed = next((run for run in runs if len(run) <= most and is_closed(run)), None)
+        found.append((sum(map(len, lines[:at])), closed or lines[at], closed is not None))
+        at += closed.count(b"\n") if closed else 1
+    return found
 
-    def counted() -> Any:
-        nonlocal seen
-        for line in lines:
-            seen += 1
-            yield line
 
-    found = list(csv_records(counted(), 2**12))
-    assert seen == len(lines)
-    assert sum(r.data.count(b"\n") for r in found) == len(lines)
+def is_closed(run: bytes) -> bool:
+    """Does Python's reader begin a new record behind these lines?"""
+    return len(list(csv.reader([*run.decode().splitlines(keepends=True), "end\n"]))) > 1
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(['"', 'x",",y', 'a,"b', '"a"', "a", '"""', '",']), max_size=12), st.integers(8, 40))
+def test_stray_quotes_cost_their_line_alone(texts: list[str], most: int) -> None:
+    lines = [f"{text}\n".encode() for text in texts]
+    found = csv_records(read_lines(io.BytesIO(b"".join(lines)), 0, -1, most), most)
+    assert list(map(tuple, found)) == records_one_by_one(lines, most)
+
+
+@pytest.mark.parametrize("stray", ['"x', 'x",",y'])
+def test_quotes_that_are_never_closed_take_linear_time(stray: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    searched = []
+    search = subject._ends_quoted
+    monkeypatch.setattr(subject, "_ends_quoted", lambda line, quoted: searched.append(line) or search(line, quoted))
+    lines = [Line(i, b'"",""x\n') if i % 1000 else Line(i, f"{stray}\n".encode()) for i in range(20_001)]
+    for made in (lines, [Line(i, f"{stray}\n".encode()) for i in range(20_001)]):
+        searched.clear()
+        found = list(csv_records(iter(made), 2**12))
+        assert sum(r.data.count(b"\n") for r in found) == len(made)
+        assert len(searched) <= 2 * len(made)
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl"])
