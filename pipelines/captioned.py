@@ -24,10 +24,11 @@ FORMS = {"image-text": "picture", "video-text": "clip"}
 CLOCK = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?)", re.ASCII)  # HH:MM:SS.mmm, MM:SS or seconds
 
 
-def read_part(source: MediaSource, part: Part) -> Iterator[Found]:
+def read_part(source: MediaSource, part: Part, folder: Path | None = None) -> Iterator[Found]:
     """Yield every record of a part, in order; one that cannot be read comes as a `BadRecord`.
 
     Pictures in tars and tables come as bytes, clips there as temporary files, which whoever takes the record removes.
+    They are made in `folder`, by default the system's.
     What lies on a file system of the user's comes as its URL, and what does not as an untrusted link.
 
     Raises:
@@ -35,20 +36,20 @@ def read_part(source: MediaSource, part: Part) -> Iterator[Found]:
     """
     readers = {"tar": _tar, "picture": _file, "clip": _file}
     read = _table if source.dataset else readers.get(form_of(part.url), _table)
-    return guarded(part, read(source, part))
+    return guarded(part, read(source, part, folder))
 
 
-def _tar(source: MediaSource, part: Part) -> Generator[Found]:
+def _tar(source: MediaSource, part: Part, folder: Path | None) -> Generator[Found]:
     empty = True
     with open_plain(part.url) as stream:
-        for sample in read_samples(stream, FORMS[source.kind], source.record_bytes):
+        for sample in read_samples(stream, FORMS[source.kind], source.record_bytes, folder):
             empty = False
             yield _of_sample(source, f"{part.id}/{sample.name}", f"{part.url} key {sample.name}", sample)
     if empty:
         yield BadRecord(part.id, part.url, "empty", "an archive of nothing", DROPPED)
 
 
-def _file(source: MediaSource, part: Part) -> Generator[Found]:
+def _file(source: MediaSource, part: Part, _: Path | None) -> Generator[Found]:
     """Read a picture or clip with the caption and the sidecar that lie beside it under its name."""
     sample = Sample(part.id, part.id, Media(path=part.url))
     if part.size > source.record_bytes:
@@ -125,10 +126,10 @@ def _caption(text: object) -> str:
     return text
 
 
-def _table(source: MediaSource, part: Part) -> Generator[Found]:
+def _table(source: MediaSource, part: Part, folder: Path | None) -> Generator[Found]:
     root = Root(source.media_root or _folder(part))
     for row in read_rows(source, part):
-        yield _of_row(source, row, root) if isinstance(row, Row) else row
+        yield _of_row(source, row, root, folder) if isinstance(row, Row) else row
 
 
 def _folder(part: Part) -> str:
@@ -142,12 +143,12 @@ def _folder(part: Part) -> str:
     return str(datasets.config.HF_CACHE_HOME)
 
 
-def _of_row(source: MediaSource, row: Row, root: Root) -> Found:
+def _of_row(source: MediaSource, row: Row, root: Root, folder: Path | None) -> Found:
     """Make a record of a row, or say what is wrong with it and remove its temporary file."""
     found, media = roles(source, row.values), None
     try:
         text = _caption(column(row.values, found.caption) if found.caption else None)
-        media = _media(source, found, row.values, root)
+        media = _media(source, found, row.values, root, folder)
         held = (found.media, found.media.split(".")[0]) if found.media else ()
         row = row._replace(values={name: value for name, value in row.values.items() if name not in held})
         return _record(row, text, media, source, (found.start, found.end))
@@ -156,13 +157,13 @@ def _of_row(source: MediaSource, row: Row, root: Root) -> Found:
         return BadRecord(row.record, row.where, flaw.reason, flaw.detail, flaw.status)
 
 
-def _media(source: MediaSource, found: Roles, values: dict[str, Any], root: Root) -> Media:
+def _media(source: MediaSource, found: Roles, values: dict[str, Any], root: Root, folder: Path | None) -> Media:
     """Say where the picture or clip of a row is."""
     form = FORMS[source.kind]
     if found.paths:
         return _at(_path(found.paths, values, root), form, root)
     if found.media:
-        return _held(column(values, found.media), source, form, root)
+        return _held(column(values, found.media), source, form, root, folder)
     link = column(values, found.url) if found.url else None
     if not isinstance(link, str) or not link:
         raise Unfit(FAILED, "no URL", f"found {type(link).__name__} where a URL is needed")
@@ -187,13 +188,13 @@ def _filled(template: str, values: dict[str, Any]) -> str:
     return PLACE.sub(lambda place: str(found[place[1]]), template)
 
 
-def _held(value: object, source: MediaSource, form: str, root: Root) -> Media:
+def _held(value: object, source: MediaSource, form: str, root: Root, folder: Path | None) -> Media:
     """Take a picture or clip out of a column: bytes, a path, or both, as Hugging Face stores them."""
     data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, value)
     if isinstance(data, bytes) and data:
         if len(data) > source.record_bytes:
             raise Unfit(FAILED, "too large", f"{len(data)} bytes, over record_bytes = {source.record_bytes}")
-        return hold_bytes(data, form)
+        return hold_bytes(data, form, folder)
     if isinstance(path, str) and path:
         return _at(path, form, root)
     raise Unfit(FAILED, f"no {form}", f"found {type(value).__name__} where bytes or a path are needed")

@@ -4,9 +4,8 @@ import contextlib
 import hashlib
 import os
 import reprlib
-import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +29,7 @@ from .reading.columns import column
 from .reading.local import local_copy, read_capped
 from .reading.samples import discard
 from .records import Found, ImageText, Media, VideoText
+from .scratch import scratch
 from .units import fraction
 
 BATCH = 64  # frames encoded at once; the tokenizer has a batch of its own inside
@@ -61,11 +61,11 @@ class Piece(NamedTuple):
 
 def rows(
     recipe: Recipe, source: MediaSource, records: Iterable[Found], denied: frozenset[str]
-) -> Iterator[Row | Reject]:
+) -> Generator[Row | Reject]:
     """Turn records into examples' rows or rejects, one for each and in their order: the job without the engine."""
     tokenizer = pictures_of(recipe.vocabulary)
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="worldloom-")))
+        folder = stack.enter_context(scratch())
         fetcher = stack.enter_context(Fetcher(fetch_limits(source)))
         decoders = stack.enter_context(kept_decoders(decoder_count(tokenizer)))
         judged = judge_all(records, source, recipe.seed, denied)

@@ -2,9 +2,11 @@
 
 import json
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 
 from .. import __version__
 from ..packing.ledger import KEPT, Ledger
@@ -22,6 +24,7 @@ from .models import vocabulary_of
 from .reading import documents
 from .reading.listing import list_parts
 from .records import Found
+from .scratch import scratch
 from .units import Part, Unit, digest, group
 
 
@@ -82,14 +85,15 @@ class TokenizeJob:
         source = self.recipe.source(unit.source)
         entries, mark = deny_list(tuple(source.deny))
         stale = self.folder.read(report_name(unit.name))
-        with UnitWriter(self.folder, unit.name, self.vocabulary, EXAMPLES) as writer:
-            records = counted(read_unit(source, unit), writer.ledger)
-            for outcome in tokenize(self.recipe, source, records, entries):
-                if isinstance(outcome, Reject):
-                    writer.reject(outcome)
-                else:
-                    writer.ledger.count(KEPT)
-                    writer.add(outcome)
+        with scratch() as folder, UnitWriter(self.folder, unit.name, self.vocabulary, EXAMPLES) as writer:
+            records = counted(read_unit(source, unit, folder), writer.ledger)
+            with closing(tokenize(self.recipe, source, records, entries)) as outcomes:
+                for outcome in outcomes:
+                    if isinstance(outcome, Reject):
+                        writer.reject(outcome)
+                    else:
+                        writer.ledger.count(KEPT)
+                        writer.add(outcome)
             writer.commit(unit.source, unit.key, mark, stale)
 
 
@@ -100,24 +104,24 @@ def counted(records: Iterator[Found], ledger: Ledger) -> Iterator[Found]:
         yield found
 
 
-def read_unit(source: Source, unit: Unit) -> Iterator[Found]:
-    """Yield every record of a unit, in order."""
+def read_unit(source: Source, unit: Unit, folder: Path | None = None) -> Iterator[Found]:
+    """Yield every record of a unit, in order; temporary files are made in `folder`."""
     for part in unit.parts:
-        yield from read(source, part)
+        yield from read(source, part, folder)
 
 
-def read(source: Source, part: Part) -> Iterator[Found]:
-    """Yield every record of a part, in order."""
+def read(source: Source, part: Part, folder: Path | None = None) -> Iterator[Found]:
+    """Yield every record of a part, in order; temporary files are made in `folder`."""
     if isinstance(source, BooksSource):
         return documents.read_part(source, part)
     from .captioned import read_part
 
-    return read_part(source, part)
+    return read_part(source, part, folder)
 
 
 def tokenize(
     recipe: Recipe, source: Source, records: Iterable[Found], denied: frozenset[str]
-) -> Iterator[Row | Reject]:
+) -> Generator[Row | Reject]:
     """Turn records into examples' rows, or say why not, one for each and in order: the job without the engine.
 
     Args:

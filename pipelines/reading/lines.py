@@ -61,10 +61,8 @@ def csv_records(lines: Iterator[Line], most: int) -> Iterator[Line]:
     """
     ahead: deque[Line] = deque()  # read already; of these lines only the last may close a quote
     size, closed = 0, False  # their bytes, and whether the last does
-    while ahead or (first := next(lines, None)):
-        if ahead:
-            first = ahead.popleft()
-            size, closed = size - len(first.data), closed and bool(ahead)
+    while first := ahead.popleft() if ahead else next(lines, None):
+        size, closed = max(0, size - len(first.data)), closed and bool(ahead)
         if first.offset == 0:
             first = first._replace(data=first.data.removeprefix(BOM))
         if not first.whole or not _ends_quoted(first.data, False):

@@ -41,12 +41,13 @@ class Sample:
         self.flaw = self.flaw or Unfit(status, reason, detail)
 
 
-def read_samples(stream: BinaryIO, form: str, most: int) -> Iterator[Sample]:
+def read_samples(stream: BinaryIO, form: str, most: int, folder: Path | None = None) -> Iterator[Sample]:
     """Yield every sample of a tar, in order, each key once. Clips become temporary files, which are the reader's.
 
     Args:
       form: `picture` or `clip`: which members are the media.
       most: bytes of a picture or clip.
+      folder: of the temporary files; by default the system's.
 
     Raises:
       tarfile.TarError, OSError: if the archive is damaged; the sample that is not complete then is left out.
@@ -61,7 +62,7 @@ def read_samples(stream: BinaryIO, form: str, most: int) -> Iterator[Sample]:
                     done, sample = sample, None
                     yield done
                 sample = _begin(key, member, seen)
-            _take(sample, member, suffix, content, form, most)
+            _take(sample, member, suffix, content, form, most, folder)
         if sample:
             done, sample = sample, None
             yield done
@@ -89,7 +90,9 @@ def _begin(key: str, member: TarInfo, seen: set[str]) -> Sample:
     return again
 
 
-def _take(sample: Sample, member: TarInfo, suffix: str, content: Content | None, form: str, most: int) -> None:
+def _take(
+    sample: Sample, member: TarInfo, suffix: str, content: Content | None, form: str, most: int, folder: Path | None
+) -> None:
     """Add a member to its sample."""
     role = ROLES.get(suffix) or FORMS.get(suffix, "")
     if content is None or is_outside(member.name):
@@ -101,16 +104,16 @@ def _take(sample: Sample, member: TarInfo, suffix: str, content: Content | None,
     elif role in sample.texts or (role == form and sample.media):
         sample.spoil(FAILED, f"two {role}s", f"{member.name} is the second")
     elif role == form:
-        sample.media = hold(content, suffix, most, form)
+        sample.media = hold(content, suffix, most, form, folder)
     else:
         sample.texts[role] = content.read(limit)
 
 
-def hold(content: Content, suffix: str, most: int, form: str) -> Media:
+def hold(content: Content, suffix: str, most: int, form: str, folder: Path | None) -> Media:
     """Keep the bytes of a picture in memory, and those of a clip in a temporary file."""
     if form == "picture":
         return Media(data=content.read(most))
-    handle, path = tempfile.mkstemp(suffix, "worldloom-")
+    handle, path = tempfile.mkstemp(suffix, "worldloom-", folder)
     held = Media(path=path, temporary=True)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -122,9 +125,9 @@ def hold(content: Content, suffix: str, most: int, form: str) -> Media:
     return held
 
 
-def hold_bytes(data: bytes, form: str) -> Media:
+def hold_bytes(data: bytes, form: str, folder: Path | None) -> Media:
     """The same for bytes at hand."""
-    return Media(data=data) if form == "picture" else hold(BytesIO(data), "", len(data), form)
+    return Media(data=data) if form == "picture" else hold(BytesIO(data), "", len(data), form, folder)
 
 
 def discard(media: Media | None) -> None:
