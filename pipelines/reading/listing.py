@@ -24,7 +24,16 @@ from .files import (
     open_raw,
     version_of,
 )
-from .tables import is_bytes, is_saved_dataset, load_hugging_face, read_header, row_bytes, table_lines, text_schema
+from .tables import (
+    is_bytes,
+    is_saved_dataset,
+    load_hugging_face,
+    parse_json,
+    read_header,
+    row_bytes,
+    table_lines,
+    text_schema,
+)
 
 # What a row costs that names a file or URL, in bytes: about a photograph of the web, and about a clip of 10 seconds.
 ROW_COST = {"image-text": 2**16, "video-text": 2**22}
@@ -44,7 +53,7 @@ def list_parts(source: Source) -> Iterator[tuple[Part, int]]:
     files = list_files(source.paths, _forms(source))
     if not isinstance(source, BooksSource):
         files = _captioned(_unnamed(_unindexed(files)))
-    for form in ("parquet", "csv", "tsv"):
+    for form in ("parquet", "csv", "tsv", "jsonl"):
         _check_columns(source, next((f for f in files if form_of(f.url) == form), None))
     for file in files:
         yield from _file_parts(file, source)
@@ -109,16 +118,40 @@ def _check_columns(source: Source, file: File | None) -> None:
         if is_storage_trouble(error):
             raise
         return  # a damaged file is a reject of the job, not the recipe's fault
+    where = file.url
+    if form_of(file.url) == "jsonl":  # a row need not have what filters ask for
+        where = f"the beginning of {file.url}"
+        source = source.model_copy(update={"filters": type(source.filters)()})
     if schema is not None and (lack := lacking(source, schema)):
-        raise UserError(f"source {source.name}: {file.url} has {lack}: set columns or filters")
+        raise UserError(f"source {source.name}: {where} has {lack}: set columns or filters")
 
 
 def _schema(url: str, most: int) -> pa.Schema | None:
+    if form_of(url) == "jsonl":
+        return _json_schema(url)
     if form_of(url) != "parquet":
         header = read_header(url, most)
         return None if header is None else text_schema(header)
     with open_raw(url) as raw:
         return pq.read_schema(pa.PythonFile(raw, mode="r"))
+
+
+def _json_schema(url: str) -> pa.Schema | None:
+    """Return all columns of the rows at a JSONL file's beginning, None where there are no such rows."""
+    with open_plain(url) as file:
+        rows = [parse_json(line) for line in file.read(SAMPLE).splitlines()]
+    columns: dict[str, pa.DataType] = {}
+    for row in rows:
+        if isinstance(row, dict):
+            columns |= {name: _json_type(value) for name, value in row.items() if name not in columns or value}
+    return pa.schema(list(columns.items())) if columns else None
+
+
+def _json_type(value: object, depth: int = 8) -> pa.DataType:
+    """Tell nested columns from others, as deep as a recipe may lead."""
+    if not isinstance(value, dict) or not depth:
+        return pa.null()
+    return pa.struct([(name, _json_type(inner, depth - 1)) for name, inner in value.items()])
 
 
 def _file_parts(file: File, source: Source) -> Iterator[tuple[Part, int]]:
@@ -148,7 +181,7 @@ def _line_parts(whole: Part, source: Source) -> Iterator[tuple[Part, int]]:
 def _mean_line(url: str) -> float:
     with open_plain(url) as file:
         sample = file.read(SAMPLE)
-    return len(sample) / max(1, sample.count(b"\n"))
+    return max(1, len(sample)) / max(1, sample.count(b"\n"))
 
 
 def _csv_parts(whole: Part, source: MediaSource) -> Iterator[tuple[Part, int]]:

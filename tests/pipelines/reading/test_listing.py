@@ -135,6 +135,26 @@ def test_a_column_that_the_first_table_lacks_is_refused(tmp_path: Path, more: di
         parts("image-text", tmp_path, **more)
 
 
+def test_a_column_that_the_beginning_of_a_jsonl_file_lacks_is_refused(tmp_path: Path) -> None:
+    rows = ["not JSON", "[]", '{"url": "u", "meta": {"text": "c"}}', '{"url": "v", "also": 1}', "{" + '"a":{' * 50]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    with pytest.raises(UserError, match=r"the beginning of .*a\.jsonl has no column that .* captions .* also: set"):
+        parts("image-text", tmp_path)
+    with pytest.raises(UserError, match=r"no column meta\.name; it has url, meta, meta\.text, also: set"):
+        parts("image-text", tmp_path, columns={"caption": "meta.name"})
+    with pytest.raises(UserError, match="no column text; it has"):
+        parts("books", tmp_path)
+    scored = {"columns": {"caption": "meta.text"}, "filters": {"at_least": {"score": 0.5}}}
+    assert parts("image-text", tmp_path, **scored), "a later row may have the score"
+
+
+def test_a_jsonl_file_without_rows_at_its_beginning_is_for_the_job(tmp_path: Path) -> None:
+    for name, data in {"a": b"", "b": b"\xff\n[1]\n", "c": b"{" + b'"a":{' * 100_000}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.jsonl").write_bytes(data)
+        assert parts("image-text", tmp_path / name)
+
+
 def test_a_damaged_table_is_no_fault_of_the_recipe_s(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     (tmp_path / "b.csv.gz").write_bytes(b"none")
