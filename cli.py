@@ -102,6 +102,8 @@ def make_parser() -> argparse.ArgumentParser:
     pack.add_argument("--weights", choices=("lwm", "example", "token"), default="example",
                       help="default rule of loss weights")  # fmt: skip
     pack.add_argument("--split", choices=("all", "train", "eval"), default="all", help="side of the eval split")
+    pack.add_argument("--frames", type=frames, metavar="fit|N",
+                      help="thin videos to N frames, or to as many as fit; default: leave none out")  # fmt: skip
     _add_beam(pack)
 
     plan = _add(commands, "plan", run_plan, "Estimate rows, tokens, sequences, bytes and time from a sample.",
@@ -201,6 +203,11 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def frames(text: str) -> int | str:
+    """Read `fit`, or a number of frames."""
+    return text if text == "fit" else positive(text)
+
+
 def run_build(options: argparse.Namespace) -> int:
     from .pipelines.build import build
     from .recipe import load_recipe
@@ -215,7 +222,7 @@ def run_pack(options: argparse.Namespace) -> int:
     from .recipe import PackSection
     from .schema import validate
 
-    data = {"length": options.length, "weights": options.weights, "split": options.split}
+    data = {"length": options.length, "weights": options.weights, "split": options.split, "frames": options.frames}
     section = validate(PackSection, data, "pack")
     _print_made(
         {options.out: pack(options.examples, options.out, section, options.beam, options.workers)}, options.json

@@ -194,7 +194,7 @@ def describe_examples(job: TokenizeJob) -> dict[str, Any]:
         "seed": recipe.seed,
         "eval": recipe.eval,
         "duplicates": recipe.duplicates,
-        "versions": {**surroundings(), **{k: v for s in recipe.sources for k, v in versions(s).items()}},
+        "versions": {**surroundings(), **{k: v for s in recipe.sources for k, v in versions(recipe, s).items()}},
         "about": {
             s.name: {
                 "kind": s.kind,

@@ -11,8 +11,11 @@ from rich.console import Group
 from rich.table import Table
 
 from ..packing.binpack import plan
+from ..packing.example import Span
 from ..packing.ledger import KEPT
 from ..packing.report import Reject
+from ..packing.row import Segment
+from ..packing.thin import VIDEO, plan_thinning
 from ..recipe import PackSection, Recipe
 from ..sources import Source
 from .deny import with_deny_lists
@@ -48,16 +51,23 @@ class SourcePlan:
     reasons: dict[str, int] = field(default_factory=dict)
 
 
-class Lengths(NamedTuple):
-    """Lengths of the examples that a sample kept, which are on the eval side, and how many each stands for."""
+class Shape(NamedTuple):
+    """What packing looks at of an example: its length in tokens, its videos' spans, and its side of the split."""
 
-    tokens: np.ndarray
-    in_eval: np.ndarray
+    length: int
+    videos: tuple[Span, ...]
+    in_eval: bool
+
+
+class Sample(NamedTuple):
+    """The examples that were kept of a sample, and how many each stands for."""
+
+    examples: list[Shape]
     scale: float
 
-    def of(self, split: str) -> np.ndarray:
-        """Take the lengths of one side of the split, or of `all`."""
-        return self.tokens if split == "all" else self.tokens[self.in_eval == (split == "eval")]
+    def of(self, split: str) -> list[Shape]:
+        """Take the examples of one side of the split, or of `all`."""
+        return self.examples if split == "all" else [e for e in self.examples if e.in_eval == (split == "eval")]
 
 
 @dataclass
@@ -80,10 +90,10 @@ def plan_recipe(recipe: Recipe, seconds: float = SAMPLE_SECONDS) -> dict[str, An
     job = TokenizeJob(recipe, "")
     width = job.vocabulary.dtype.itemsize
     sources: dict[str, SourcePlan] = {}
-    lengths: dict[str, Lengths] = {}
+    samples: dict[str, Sample] = {}
     for source in recipe.sources:
-        sources[source.name], lengths[source.name] = plan_source(recipe, source, seconds)
-    packs = {f"packed-{p.name}": plan_pack(p, recipe, lengths, width) for p in recipe.pack}
+        sources[source.name], samples[source.name] = plan_source(recipe, source, seconds)
+    packs = {f"packed-{p.name}": plan_pack(p, recipe, samples, width) for p in recipe.pack}
     tokens = sum(p.tokens for p in sources.values())
     return {
         "sources": {name: asdict(p) for name, p in sources.items()},
@@ -107,8 +117,8 @@ def render_plan(found: dict[str, Any]) -> Group:
     return Group(sources, *reasons, examples, packs)
 
 
-def plan_source(recipe: Recipe, source: Source, seconds: float) -> tuple[SourcePlan, Lengths]:
-    """Tokenize a spread-out sample of a source. Returns the estimate, and the lengths of the examples seen."""
+def plan_source(recipe: Recipe, source: Source, seconds: float) -> tuple[SourcePlan, Sample]:
+    """Tokenize a spread-out sample of a source. Returns the estimate, and the examples seen."""
     parts = list(list_parts(source))
     total = sum(size for _, size in parts)
     text_tokenizer(recipe.vocabulary.text).encode("the model is loaded before the clock runs")
@@ -124,25 +134,29 @@ def plan_source(recipe: Recipe, source: Source, seconds: float) -> tuple[SourceP
             if time.monotonic() - started > seconds:
                 return
 
-    lengths: list[int] = []
-    sides: list[bool] = []
+    examples: list[Shape] = []
     reasons: dict[str, int] = {}
     for outcome in tokenize(recipe, source, sample(), frozenset(source.deny)):
         reason = f"{outcome.status}: {outcome.reason}" if isinstance(outcome, Reject) else KEPT
         reasons[reason] = reasons.get(reason, 0) + 1
         if not isinstance(outcome, Reject):
-            lengths.append(len(outcome.tokens))
-            sides.append(in_eval(recipe.seed, recipe.eval, source.name, outcome.segments[0].record))
+            examples.append(shape_of(outcome.segments[0], recipe))
     records = seen[1]
     sampled = seen[0] / total if total else 1.0
     scale = 1 / sampled if sampled else 1.0
     spent = (time.monotonic() - started) * scale
     counted = {reason: round(n * scale) for reason, n in sorted(reasons.items())}
-    tokens = round(sum(lengths) * scale)
+    tokens = round(sum(e.length for e in examples) * scale)
     whole = SourcePlan(
-        total, len(parts), sampled, round(records * scale), round(len(lengths) * scale), tokens, spent, counted
+        total, len(parts), sampled, round(records * scale), round(len(examples) * scale), tokens, spent, counted
     )
-    return whole, Lengths(np.array(lengths, np.int64), np.array(sides, bool), scale)
+    return whole, Sample(examples, scale)
+
+
+def shape_of(segment: Segment, recipe: Recipe) -> Shape:
+    """Take from an example what packing looks at."""
+    side = in_eval(recipe.seed, recipe.eval, segment.source, segment.record)
+    return Shape(segment.length, tuple(s for s in segment.spans if s.kind == VIDEO), side)
 
 
 def _spread(parts: list[tuple[Part, int]]) -> Iterator[tuple[Part, int]]:
@@ -154,28 +168,29 @@ def _spread(parts: list[tuple[Part, int]]) -> Iterator[tuple[Part, int]]:
 def plan_pack(
     section: PackSection,
     recipe: Recipe,
-    lengths: dict[str, Lengths],
+    samples: dict[str, Sample],
     width: int,
 ) -> PackPlan:
-    """Pack the sample's lengths and scale the sequences up; duplicates, known only later, are not taken off."""
+    """Pack the sample's examples and scale the sequences up; duplicates, known only later, are not taken off."""
     names = section.sources or [s.name for s in recipe.sources]
     sequences, tokens = 0.0, 0.0
     for name in names:  # no sequence mixes two sources
-        found = lengths[name].of(section.split)
+        found = samples[name].of(section.split)
         pieces = _windows(found, section.length) if recipe.source(name).kind == "books" else _whole(found, section)
-        bins = plan(pieces, section.length).bins
-        sequences += bins * lengths[name].scale
-        tokens += float(pieces.sum()) * lengths[name].scale
+        sequences += plan(pieces, section.length).bins * samples[name].scale
+        tokens += float(pieces.sum()) * samples[name].scale
     fill = tokens / (sequences * section.length) if sequences else 0.0
     return PackPlan(section.length, round(sequences), fill, round(sequences) * section.length * width)
 
 
-def _whole(lengths: np.ndarray, section: PackSection) -> np.ndarray:
-    """Take the examples with pictures that fit, or, where videos are thinned, come to fit."""
-    return np.minimum(lengths, section.length) if section.frames else lengths[lengths <= section.length]
+def _whole(examples: list[Shape], section: PackSection) -> np.ndarray:
+    """Return the lengths of the examples with pictures that fit, their videos thinned as the section says."""
+    plans = [plan_thinning(e.length, e.videos, section.length, section.frames) for e in examples]
+    return np.array([p.length for p in plans if p and p.length <= section.length], np.int64)
 
 
-def _windows(lengths: np.ndarray, length: int) -> np.ndarray:
+def _windows(examples: list[Shape], length: int) -> np.ndarray:
+    lengths = np.array([e.length for e in examples], np.int64)
     whole = np.repeat(length, int((lengths // length).sum()))
     rest = lengths % length
     return np.concatenate((whole, rest[rest > 1]))

@@ -56,7 +56,7 @@ class TokenizeJob:
 
     def units(self, part: str) -> Iterator[Unit]:
         source = self.recipe.source(part)
-        facts = digest(key_facts(self.recipe, source), self.vocabulary.fingerprint, versions(source))
+        facts = digest(key_facts(self.recipe, source), self.vocabulary.fingerprint, versions(self.recipe, source))
         for number, parts in enumerate(group(list_parts(source), source.unit_bytes)):
             inputs = [(p.id, p.start, p.end, p.size, p.version) for p in parts]
             yield Unit(f"{part}-{number:07d}", part, parts, digest(facts, inputs))
@@ -155,7 +155,12 @@ def surroundings() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in ("kitoken", "numpy", "pyarrow")}}
 
 
-def versions(source: Source) -> dict[str, str]:
+DECODERS = {"books": [], "image-text": ["pillow", "simplejpeg"], "video-text": ["av"]}
+NETWORKS = ["diffusers", "torch"]
+
+
+def versions(recipe: Recipe, source: Source) -> dict[str, str]:
     """Return the versions that a source's rows depend on; a faster text encoder's ids are proven equal at load."""
-    names = {"books": [], "image-text": ["pillow"], "video-text": ["av"]}[source.kind]
-    return {"worldloom": __version__, **{name: version(name) for name in ["sentencepiece", *names]}}
+    vision = recipe.vocabulary.vision if source.kind != "books" else None
+    names = ["sentencepiece", *DECODERS[source.kind], *(NETWORKS if vision and vision.kind == "vqgan" else [])]
+    return {"worldloom": __version__, **{name: version(name) for name in names}}

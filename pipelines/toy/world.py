@@ -65,8 +65,9 @@ class Question(NamedTuple):
 def scene(seed: int, number: int, moving: bool = False) -> Scene:
     """Return a scene; the same seed and number give the same one. A moving one crosses the picture.
 
-    The first 1,080 still scenes of a seed are all that there are, each once and shuffled, and so on; of moving
-    ones there are 1,440. So what is held out of them is something that was never shown.
+    The first 1,080 still scenes of a seed are all that there are, each once, and so on; of moving ones there are
+    1,440. So what is held out of them is something that was never shown. They are shuffled, but each 120 in a row
+    show every shape, colour, background and size together once: so many pictures make a codebook that misses nothing.
     """
     scenes = 1440 if moving else 1080
     return Scene(seed, number, *_shuffled(seed, number // scenes, moving)[number % scenes])
@@ -74,12 +75,12 @@ def scene(seed: int, number: int, moving: bool = False) -> Scene:
 
 @lru_cache(maxsize=16)
 def _shuffled(seed: int, turn: int, moving: bool) -> list[tuple[Any, ...]]:
-    """Shuffle all there is to see: what follows seed and number in a `Scene`."""
-    looks = product(SHAPES, COLOURS, BACKGROUNDS, SIZES)
+    """Shuffle all there is to see, every look once in each round: what follows seed and number in a `Scene`."""
+    rng = _rng(seed, turn, "moving" if moving else "still")
     ways = [(*where, motion) for motion in MOTIONS for where in _starts(motion)] if moving else _starts("")
-    scenes = [(*look, *way) for look, way in product(looks, ways)]
-    _rng(seed, turn, "moving" if moving else "still").shuffle(scenes)
-    return scenes
+    looks = [(look, rng.sample(ways, len(ways))) for look in product(SHAPES, COLOURS, BACKGROUNDS, SIZES)]
+    rounds = ([(*look, *order[n]) for look, order in looks] for n in range(len(ways)))
+    return [shown for one in rounds for shown in rng.sample(one, len(one))]
 
 
 def _starts(motion: str) -> list[tuple[int, int]]:

@@ -145,3 +145,25 @@ def test_kills_leave_the_root_as_it_is(world: Path, built: Path, tmp_path: Path)
     assert roots(out) == roots(built)
     files = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
     assert files == {str(p.relative_to(built)) for p in built.rglob("*") if p.is_file()}
+
+
+def test_a_plan_of_the_whole_is_what_is_built(
+    world: Path, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["plan", str(world / "recipe.yaml"), "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    examples = open_dataset(str(built / "examples")).manifest
+    for name, source in plan["sources"].items():
+        made = examples["sources"][name]
+        assert (source["records"], source["kept"], source["sampled"]) == (made["read"], made["kept"], 1)
+    assert plan["examples"]["tokens"] == examples["tokens"]
+    for frames in ("fit", "3", "8"):
+        few = ["--set", f"pack.clips.frames={frames}"]
+        assert main(["plan", str(world / "recipe.yaml"), "--json", *few]) == 0
+        planned = json.loads(capsys.readouterr().out)["packs"]["packed-clips"]
+        out = tmp_path / frames
+        assert main(["pack", str(built / "examples"), "--out", str(out), "--length", "64", "--frames", frames]) == 0
+        capsys.readouterr()
+        index = open_dataset(str(out)).index.to_pylist()
+        assert planned["sequences"] == sum(shard["rows"] for shard in index if shard["source"] == "clips") > 0
