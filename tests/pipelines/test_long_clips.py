@@ -1,6 +1,8 @@
 """A clip of 4,000 frames, tokenized once, serves sequences of 32K, 128K and 1M tokens."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -68,3 +70,59 @@ def test_first_and_last_frame_are_kept_and_the_text_is_whole(built: Path, small_
 
 def test_it_was_tokenized_once(built: Path) -> None:
     assert len(list((built / "examples" / UNITS).iterdir())) == 1
+
+
+# ---- an hour
+
+
+SCENES, HOUR, MINUTE = 500, 3600, 60  # seconds
+RUN = """
+import json, resource, sys
+from worldloom.pipelines import decoding, pictured
+from worldloom.pipelines.decoding.decoders import Decoders
+from worldloom.pipelines.records import Media, VideoText
+from worldloom.recipe import Recipe
+path, records, budget, sampling, model, codebook = sys.argv[1:]
+source = {"name": "s", "kind": "video-text", "path": "p", "frames": int(budget), "sampling": sampling}
+vocabulary = {"text": model, "vision": {"kind": "codebook", "path": codebook}}
+recipe = Recipe.model_validate({"vocabulary": vocabulary, "sources": [source]})
+records = (VideoText(str(i), "w", "a fox", Media(path=path)) for i in range(int(records)))
+frames = [len(row.tokens) // 257 for row in pictured.rows(recipe, recipe.sources[0], records, frozenset())]
+own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+decoding.decoders._kept(1).close()
+print(json.dumps([frames, own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss]))
+"""
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clip of an hour, joined from 500 scenes in each of which a square moves, and its first minute."""
+    folder = tmp_path_factory.mktemp("hour")
+    for name, seconds in (("hour", HOUR), ("minute", MINUTE)):
+        with av.open(str(folder / f"{name}.mp4"), "w") as container:
+            stream = container.add_stream("libx264", rate=4, options={"preset": "ultrafast", "bf": "2", "g": "60"})
+            stream.width = stream.height = 64
+            stream.pix_fmt = "yuv420p"
+            for k in range(4 * seconds):
+                scene = k * SCENES // (4 * HOUR)
+                pixels = np.full((64, 64, 3), np.random.default_rng(scene).integers(0, 256, 3), np.uint8)
+                pixels[k % 48 : k % 48 + 16, scene % 48 : scene % 48 + 16] = 255
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels)))
+            container.mux(stream.encode())
+    return folder
+
+
+@pytest.mark.parametrize(("budget", "sampling"), [(450, "window"), (4000, "uniform")])
+def test_an_hour_takes_the_memory_of_a_minute(
+    clips: Path, built: Path, small_model: Path, budget: int, sampling: str
+) -> None:
+    """Three of a minute fill all queues, as one of an hour does."""
+    models = (str(small_model), str(built.parent / "c.npz"))
+    peaks = {}
+    for name, seconds, records in (("minute", MINUTE, 3), ("hour", HOUR, 1)):
+        asked = (str(clips / f"{name}.mp4"), str(records), str(budget), sampling)
+        done = subprocess.run([sys.executable, "-c", RUN, *asked, *models], capture_output=True, text=True, check=True)
+        frames, *peaks[name] = json.loads(done.stdout)
+        assert frames == [min(4 * seconds, budget)] * records
+    for minute, hour in zip(peaks["minute"], peaks["hour"], strict=True):
+        assert hour <= 1.1 * minute, peaks
