@@ -12,7 +12,7 @@ from rich.console import Console
 from .errors import RunFailed
 
 RECIPE, VISION, CONFIG = "quickstart.yaml", "quickstart-vision.yaml", "quickstart-train.yaml"
-IMAGES, CLIPS, CODES = 96, 16, 256  # of the toy world
+IMAGES, CLIPS, CODES = 120, 16, 256  # of the toy world
 PIECES = 1024  # of the text model, trained in seconds on the corpus itself
 FALL = 0.8  # the loss must fall below this fraction of where it began
 

@@ -18,7 +18,7 @@ from ..packing.row import Row, example_row
 from ..recipe import Recipe
 from ..sources import ImageTextSource, MediaSource, VideoTextSource
 from ..tokenizers.vision import VisionTokenizer
-from .admission import denied_by, judge_record, reject
+from .admission import denied_by, judge_record, reject, url_of
 from .ahead import ahead
 from .decoding.decoders import Decoders, Request, kept_decoders
 from .fetching.fetch import Fetched, Fetcher, FetchLimits
@@ -288,7 +288,7 @@ def layout(seed: int, source: MediaSource, record: str) -> Layout:
 def described(clip: Clip, source: MediaSource) -> dict[str, Any]:
     """Say of the stored frames what a reader may ask: where they come from, and of a clip which they are."""
     told = {"width": clip.info["width"], "height": clip.info["height"]}
-    if url := clip.found.media.link:
+    if url := url_of(clip.found):  # which a deny list may name
         told["url"] = url
     if isinstance(source, VideoTextSource):
         kept = {name: clip.info[name] for name in ("start", "rate")}

@@ -137,7 +137,8 @@ def tokenize(
 def _names(row: Row) -> tuple[str, ...]:
     """Return what a deny list may call an example: its id, its content hash, its URL."""
     segment = row.segments[0]
-    return segment.record, row.exact.hex(), *(json.loads(s.ref)["url"] for s in segment.spans if s.kind == "document")
+    refs = (json.loads(span.ref) for span in segment.spans if span.ref)
+    return segment.record, row.exact.hex(), *(ref["url"] for ref in refs if ref.get("url"))
 
 
 def key_facts(recipe: Recipe, source: Source) -> dict[str, object]:

@@ -17,7 +17,7 @@ from av.stream import Discard, Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from ...packing.ledger import DROPPED, FAILED
+from ...packing.ledger import FAILED
 from ..media import Unfit
 from .clip_feeding import FRESH, HIDDEN, SKIP, Packets, plan_feeding
 from .nal_units import CLEAN, h264_role, hevc_role, length_size
@@ -235,7 +235,7 @@ def _role_finder(stream: VideoStream) -> Callable[[Packet], int]:
 
 def _check_count(count: int, most: int) -> None:
     if count == most:
-        raise Unfit(DROPPED, "too many frames", f"more than {most} in the file")
+        raise Unfit(FAILED, "too many frames", f"more than {most} in the file")
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from .frame_choice import Sampling, choose_ticks, count_ticks, frames_at, frames
 from .whole_files import find_break
 
 BATCH = 8
-MAX_ASPECT = 16
+MAX_ASPECT = 16  # nothing useful is narrower, and scaling it would take memory without end
 
 
 class ClipLimits(NamedTuple):
@@ -160,13 +160,14 @@ def _check_shape(stream: VideoStream, limits: ClipLimits) -> None:
     if not (width and height):
         raise Unfit(FAILED, "damaged", "no picture size")
     if width * height > limits.pixels:
-        raise Unfit(DROPPED, "too many pixels", shape)
+        raise Unfit(FAILED, "too many pixels", f"{shape}, more than {limits.pixels}")
     short, long = sorted((Fraction(height), width * _pixel_aspect(stream)))
     if limits.min_side is not None and short < limits.min_side:
-        raise Unfit(DROPPED, "too small", shape)
-    # Nothing useful is narrower than the hard bound, and scaling it would take memory without end.
-    if long > short * min(limits.max_aspect or MAX_ASPECT, MAX_ASPECT):
-        raise Unfit(DROPPED, "too long and narrow", shape)
+        raise Unfit(DROPPED, "below min_side", f"{shape}, min_side is {limits.min_side}")
+    if limits.max_aspect is not None and long > short * Fraction(limits.max_aspect):
+        raise Unfit(DROPPED, "above max_aspect", f"{shape}, max_aspect is {limits.max_aspect:g}")
+    if long > short * MAX_ASPECT:
+        raise Unfit(FAILED, "too narrow", f"{shape}, more than {MAX_ASPECT} to 1")
 
 
 def _pixel_aspect(stream: VideoStream) -> Fraction:
@@ -183,11 +184,11 @@ def _seconds(times: np.ndarray, time_base: Fraction) -> float:
 
 def _check_length(seconds: float, total: int, limits: ClipLimits) -> None:
     if limits.min_seconds is not None and seconds < limits.min_seconds:
-        raise Unfit(DROPPED, "too short", f"{seconds:.2f} s")
+        raise Unfit(DROPPED, "below min_seconds", f"{seconds:.2f} s")
     if limits.max_seconds is not None and seconds > limits.max_seconds:
-        raise Unfit(DROPPED, "too long", f"{seconds:.2f} s")
+        raise Unfit(DROPPED, "above max_seconds", f"{seconds:.2f} s")
     if total < limits.min_frames:
-        raise Unfit(DROPPED, "too few frames", f"{total} at {limits.rate} a second")
+        raise Unfit(DROPPED, "below min_frames", f"{total} at {limits.rate} a second")
 
 
 def _pictures(

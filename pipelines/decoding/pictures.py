@@ -148,9 +148,9 @@ def _admit(width: int, height: int, mode: str, limits: PictureLimits) -> None:
     if mode not in MODES:
         raise Unfit(FAILED, "unsupported pixels", f"mode {mode}: its range is not that of a picture")
     if shorter < limits.min_side:
-        raise Unfit(DROPPED, "smaller than min_side", f"{found}, min_side is {limits.min_side}")
+        raise Unfit(DROPPED, "below min_side", f"{found}, min_side is {limits.min_side}")
     if limits.max_aspect and longer > limits.max_aspect * shorter:
-        raise Unfit(DROPPED, "aspect ratio", f"{found}, max_aspect is {limits.max_aspect:g}")
+        raise Unfit(DROPPED, "above max_aspect", f"{found}, max_aspect is {limits.max_aspect:g}")
 
 
 def _refuse_large_canvas(data: bytes, limits: PictureLimits) -> None:

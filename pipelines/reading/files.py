@@ -25,7 +25,7 @@ FORMS = {
     ".tgz": "tar",
     ".csv": "csv",
     ".tsv": "tsv",
-    **dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"), "picture"),
+    **dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"), "picture"),
     **dict.fromkeys((".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ogv", ".flv", ".wmv"), "clip"),
 }
 BOOKS = frozenset({"txt", "jsonl", "parquet", "tar"})

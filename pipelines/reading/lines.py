@@ -7,6 +7,7 @@ from typing import BinaryIO, NamedTuple
 
 BLOCK = 2**20
 BOM = b"\xef\xbb\xbf"
+PLAIN, QUOTED, BROKEN = "plain", "quoted", "broken"  # what a line of CSV leaves behind
 
 
 class Line(NamedTuple):
@@ -55,38 +56,45 @@ def _skip_line(file: BinaryIO, most: int) -> int:
 def csv_records(lines: Iterator[Line], most: int) -> Iterator[Line]:
     """Join lines whose ends stand inside quotes, as Python's csv does.
 
-    Of a record whose quotes do not close within `most` bytes the first line is told not to be whole, and the next
-    line begins another: a stray quote costs one record, not the rest of the file. No line is searched twice for the
-    quote that closes a record, or many stray ones would take forever.
+    Of a record whose quotes do not close within `most` bytes, or close in the middle of a field, the first line is told
+    not to be whole, and the next line begins another: a stray quote costs one record, not those up to the next quote.
+    No line is searched twice for the quote that closes a record, or many stray ones would take forever.
     """
-    ahead: deque[Line] = deque()  # read already; of these lines only the last may close a quote
-    size, closed = 0, False  # their bytes, and whether the last does
+    ahead: deque[Line] = deque()  # read already; of these lines only the last may close a quote, rightly or not
+    size, ended = 0, QUOTED  # their bytes, and what the last leaves behind
     while first := ahead.popleft() if ahead else next(lines, None):
-        size, closed = max(0, size - len(first.data)), closed and bool(ahead)
+        size, ended = max(0, size - len(first.data)), ended if ahead else QUOTED
         if first.offset == 0:
             first = first._replace(data=first.data.removeprefix(BOM))
-        if not first.whole or not _ends_quoted(first.data, False):
+        if not first.whole or _state(first.data, PLAIN) == PLAIN:
             yield first
             continue
-        while not closed and len(first.data) + size <= most and (line := next(lines, None)):
+        while ended == QUOTED and len(first.data) + size <= most and (line := next(lines, None)):
             ahead.append(line)
-            size, closed = size + len(line.data), line.whole and not _ends_quoted(line.data, True)
-        if closed and len(first.data) + size <= most:
+            size, ended = size + len(line.data), _state(line.data, QUOTED) if line.whole else QUOTED
+        if ended == PLAIN and len(first.data) + size <= most:
             yield first._replace(data=first.data + b"".join(line.data for line in ahead))
             ahead.clear()
-            size, closed = 0, False
+            size, ended = 0, QUOTED
         else:
             yield first._replace(whole=False)
 
 
-def _ends_quoted(line: bytes, quoted: bool) -> bool:
-    """Does a line end inside quotes? They open only at a field's start, and a doubled one closes nothing."""
-    place = -1
+def _state(line: bytes, state: str) -> str:
+    """Return what a line that begins inside or outside of quotes leaves behind.
+
+    They open only at a field's start, and a doubled one closes nothing. One that came from the line before is broken
+    where it closes in the middle of a field.
+    """
+    place, begun = -1, state == QUOTED
     while (place := line.find(b'"', place + 1)) >= 0:
-        if not quoted:
-            quoted = place == 0 or line[place - 1 : place] == b","
-        elif line[place + 1 : place + 2] == b'"':
+        after = line[place + 1 : place + 2]
+        if state == PLAIN:
+            state = QUOTED if place == 0 or line[place - 1 : place] == b"," else PLAIN
+        elif after == b'"':
             place += 1
+        elif begun and after not in (b",", b"\r", b"\n", b""):
+            return BROKEN
         else:
-            quoted = False
-    return quoted
+            state, begun = PLAIN, False
+    return state

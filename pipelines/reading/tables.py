@@ -153,8 +153,9 @@ def text_schema(names: list[str]) -> pa.Schema:
 def _csv_fields(line: Line, form: str, most: int) -> list[str] | tuple[str, str]:
     """Split a record of a CSV or TSV file. Returns its fields, or a reason and details where it cannot be."""
     if not line.whole:
-        quoted = len(line.data) <= most
-        return ("unclosed quote" if quoted else "too large"), f"it does not end within {most} bytes"
+        if len(line.data) > most:
+            return "too large", f"it does not end within {most} bytes"
+        return "unclosed quote", f"none closes it at a field's end within {most} bytes"
     try:
         text = line.data.removeprefix(BOM if line.offset == 0 else b"").decode()
         if form == "csv":

@@ -35,7 +35,7 @@ EXPECTED = {
     "0": "kept", "1": "kept", "2": "kept", "3": "kept",  # at once, or 50 ms late
     "4": "HTTP 404", "5": "HTTP 410", "6": "HTTP 503", "7": "empty body", "8": "unknown format", "9": "kept",
     "a": "private address", "b": "opted out", "c": "damaged", "d": "HTTP 403", "f": "kept",
-    "e": "smaller than min_side",
+    "e": "below min_side",
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,7 +62,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path:
             for i in range(number, IMAGES, 8):
                 add(archive, f"{i:09d}.png", b"damaged" if i == 20 else png(i % 40))
                 add(archive, f"{i:09d}.txt", b"" if i == 13 else f"a fox, number {i}".encode())
-                add(archive, f"{i:09d}.json", json.dumps({"key": f"{i:09d}", "status": "success"}).encode())
+                add(archive, f"{i:09d}.json", json.dumps({"url": f"http://x/{i}", "status": "success"}).encode())
     (folder / "clips").mkdir()
     for number in range(CLIPS):
         clip(folder / "clips" / f"{number}.mp4", number, 5 + 9 * number)
@@ -145,6 +146,21 @@ def test_kills_leave_the_root_as_it_is(world: Path, built: Path, tmp_path: Path)
     assert roots(out) == roots(built)
     files = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
     assert files == {str(p.relative_to(built)) for p in built.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("name", ["http://x/5", "00003.tar/000000003"])
+def test_what_is_denied_later_is_taken_out(world: Path, built: Path, tmp_path: Path, name: str) -> None:
+    """By its URL in a tar's sidecar, or its id: of the units that are there, one alone is made anew."""
+    out = tmp_path / "out"
+    shutil.copytree(built, out)
+    units = out / "examples" / "units"
+    before = {path.name: json.loads(path.read_bytes())["shard"] for path in units.iterdir()}
+    build(world, out, "--set", f"sources.images.deny=[{name}]")
+    after = {path.name: json.loads(path.read_bytes())["shard"] for path in units.iterdir()}
+    assert sum(before[name] != after[name] for name in before) == 1
+    assert open_dataset(str(out / "examples")).manifest["ledger"]["reasons"]["dropped: denied"] == 1
+    build(world, tmp_path / "fresh", "--set", f"sources.images.deny=[{name}]")
+    assert roots(out) == roots(tmp_path / "fresh")
 
 
 def test_a_plan_of_the_whole_is_what_is_built(

@@ -315,19 +315,19 @@ def reason(path: Path, **limits: Any) -> tuple[str, str, str]:
 @pytest.mark.parametrize(
     ("limits", "expected"),
     [
-        ({"min_side": 49}, "too small"),
-        ({"max_aspect": 1.33}, "too long and narrow"),
-        ({"min_seconds": 4.01}, "too short"),
-        ({"max_seconds": 3.99}, "too long"),
-        ({"min_frames": 17}, "too few frames"),
-        ({"pixels": 64 * 48 - 1}, "too many pixels"),
-        ({"packets": COUNT - 1}, "too many frames"),
+        ({"min_side": 49}, "dropped: below min_side"),
+        ({"max_aspect": 1.33}, "dropped: above max_aspect"),
+        ({"min_seconds": 4.01}, "dropped: below min_seconds"),
+        ({"max_seconds": 3.99}, "dropped: above max_seconds"),
+        ({"min_frames": 17}, "dropped: below min_frames"),
+        ({"pixels": 64 * 48 - 1}, "failed: too many pixels"),
+        ({"packets": COUNT - 1}, "failed: too many frames"),
     ],
 )
 def test_filters(tmp_path: Path, limits: dict[str, Any], expected: str) -> None:
     path = encode(tmp_path / "a.mp4")
     status, found, detail = reason(path, **limits)
-    assert (status, found) == ("dropped", expected)
+    assert f"{status}: {found}" == expected
     assert detail
     ((key, value),) = limits.items()
     read(path, **{key: value + (0.01 if key in ("max_aspect", "max_seconds") else -1 if key.startswith("min") else 1)})
@@ -458,7 +458,7 @@ def test_one_frame(tmp_path: Path) -> None:
     path = encode(tmp_path / "a.mp4", times=[0])
     info, frames = read(path)
     assert (info.total, info.seconds, len(frames)) == (1, 0.0, 1)
-    assert reason(path, min_frames=2)[:2] == ("dropped", "too few frames")
+    assert reason(path, min_frames=2)[:2] == ("dropped", "below min_frames")
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 5000, b"RIFF", bytes(range(256)) * 20, b"GIF89a" + bytes(100)])
@@ -502,7 +502,7 @@ def test_a_small_header_on_large_frames_decodes_none(tmp_path: Path) -> None:
 
 def test_a_clip_that_is_much_too_narrow(tmp_path: Path) -> None:
     path = encode(tmp_path / "a.mkv", "ffv1", {}, steady(2), (2000, 20))
-    assert reason(path)[:2] == ("dropped", "too long and narrow")
+    assert reason(path)[:2] == ("failed", "too narrow")
 
 
 def test_ffmpeg_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

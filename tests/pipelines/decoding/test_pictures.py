@@ -256,8 +256,8 @@ def test_a_reduced_large_picture_is_close_to_the_full_resize() -> None:
 
 def test_filters_are_drops_and_need_no_pixels() -> None:
     header = png(96, 64, 8, 2, None)
-    assert refusal(header, PictureLimits(min_side=65)) == ("dropped", "smaller than min_side")
-    assert refusal(header, PictureLimits(max_aspect=1.49)) == ("dropped", "aspect ratio")
+    assert refusal(header, PictureLimits(min_side=65)) == ("dropped", "below min_side")
+    assert refusal(header, PictureLimits(max_aspect=1.49)) == ("dropped", "above max_aspect")
     assert refusal(header, PictureLimits(min_side=64, max_aspect=1.5)) == ("failed", "damaged")
     assert decode_picture(encoded(SCENE, "PNG"), PictureLimits(min_side=64, max_aspect=1.5)).width == 96
 

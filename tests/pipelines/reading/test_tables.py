@@ -114,6 +114,13 @@ def test_a_mark_in_front_of_a_quoted_header_is_no_part_of_it(tmp_path: Path) -> 
     assert isinstance(found, Row) and found.values == {"cap\ntion": "c", "url": "u"}
 
 
+def test_a_stray_quote_swallows_no_rows_up_to_the_next(tmp_path: Path) -> None:
+    rows = ['"one, u1', "two,u2", '"three, and ""more""",u3', '"four\nlines, "",""",u4', "five,u5"]
+    (tmp_path / "a.csv").write_text("caption,url\n" + "\n".join(rows) + "\n")
+    told = [text for _, text in brief(read(tmp_path))]
+    assert told == ["(unclosed quote)", "two", 'three, and "more"', 'four\nlines, ","', "five"]
+
+
 def test_an_unclosed_quote_costs_one_row_and_little_memory(tmp_path: Path) -> None:
     rows = [f"caption {i},http://x/{i}{'y' * 1600}.jpg\n" for i in range(10_000)]
     rows[10] = '"' + rows[10]
@@ -142,8 +149,15 @@ def records_one_by_one(lines: list[bytes], most: int) -> list[tuple[int, bytes, 
 
 
 def is_closed(run: bytes) -> bool:
-    """Does Python's reader begin a new record behind these lines?"""
-    return len(list(csv.reader([*run.decode().splitlines(keepends=True), "end\n"]))) > 1
+    """Does Python's reader begin a new record behind these lines, and is each joined by a field in quotes?"""
+    lines = run.decode().splitlines(keepends=True)
+    return len(list(csv.reader([*lines, "end\n"]))) > 1 and all(map(joins_rightly, lines[1:]))
+
+
+def joins_rightly(line: str) -> bool:
+    """Is a line right that begins inside quotes? Only the first quote that is not doubled matters."""
+    rest = line.replace('""', "  ")
+    return '"' not in rest or rest[rest.index('"') + 1] in ",\n"
 
 
 @settings(max_examples=300, deadline=None)
@@ -157,8 +171,8 @@ def test_stray_quotes_cost_their_line_alone(texts: list[str], most: int) -> None
 @pytest.mark.parametrize("stray", ['"x', 'x",",y'])
 def test_quotes_that_are_never_closed_take_linear_time(stray: str, monkeypatch: pytest.MonkeyPatch) -> None:
     searched = []
-    search = subject._ends_quoted
-    monkeypatch.setattr(subject, "_ends_quoted", lambda line, quoted: searched.append(line) or search(line, quoted))
+    search = subject._state
+    monkeypatch.setattr(subject, "_state", lambda line, state: searched.append(line) or search(line, state))
     lines = [Line(i, b'"",""x\n') if i % 1000 else Line(i, f"{stray}\n".encode()) for i in range(20_001)]
     for made in (lines, [Line(i, f"{stray}\n".encode()) for i in range(20_001)]):
         searched.clear()
