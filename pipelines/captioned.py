@@ -1,5 +1,6 @@
 """Pictures and clips with captions: what tars, tables, folders and datasets hold, the bad ones named."""
 
+import hashlib
 import math
 import posixpath
 import re
@@ -11,8 +12,9 @@ from ..packing.ledger import DROPPED, FAILED
 from ..sources import PLACE, MediaSource, template_columns
 from .media import Unfit
 from .reading.columns import Roles, column, roles
-from .reading.damage import guarded
-from .reading.files import form_of, open_plain, open_raw, read_capped
+from .reading.damage import DAMAGE, guarded
+from .reading.files import TABLES, form_of, is_storage_trouble, open_plain, open_raw, read_capped
+from .reading.listing import names_files
 from .reading.places import Root
 from .reading.samples import CAPTION, SIDECAR, TEXT_BYTES, Sample, discard, hold_bytes, read_samples
 from .reading.tables import Row, is_saved_dataset, name_in, parse_json, read_rows
@@ -37,6 +39,30 @@ def read_part(source: MediaSource, part: Part, folder: Path | None = None) -> It
     readers = {"tar": _tar, "picture": _file, "clip": _file}
     read = _table if source.dataset else readers.get(form_of(part.url), _table)
     return guarded(part, read(source, part, folder))
+
+
+def named_versions(source: MediaSource, part: Part) -> str:
+    """Digest the sizes and versions of the files that a table's rows name: a file that is replaced makes a new unit.
+
+    "" where the rows hold media or links, and for a dataset, whose own fingerprint says what it holds.
+    """
+    if source.dataset or form_of(part.url) not in TABLES or not names_files(source, part):
+        return ""
+    root, marks = Root(source.media_root or _folder(part)), hashlib.blake2b(digest_size=16)
+    try:
+        for row in read_rows(source, part):
+            marks.update(f"{_version(source, row, root) if isinstance(row, Row) else ''}\n".encode())
+    except DAMAGE as error:
+        if is_storage_trouble(error):
+            raise
+    return marks.hexdigest()
+
+
+def _version(source: MediaSource, row: Row, root: Root) -> str:
+    try:
+        return root.version(_media(source, roles(source, row.values), row.values, root, None).path)
+    except Unfit as flaw:
+        return flaw.reason
 
 
 def _tar(source: MediaSource, part: Part, folder: Path | None) -> Generator[Found]:
@@ -78,20 +104,29 @@ def _of_sample(source: MediaSource, record: str, where: str, sample: Sample) -> 
 def _paired(source: MediaSource, record: str, where: str, sample: Sample) -> Found:
     if sample.flaw:
         raise sample.flaw
-    if not sample.media and not sample.texts:
-        raise Unfit(DROPPED, "no sample", "neither media nor a caption")
     values = _values(sample.texts.get(SIDECAR, b"{}"))
     if not sample.media:
-        said = [str(values[name])[:200] for name in ("status", "error_message") if values.get(name)]
-        raise Unfit(FAILED, f"no {FORMS[source.kind]}", ": ".join(said))
+        raise _without_media(FORMS[source.kind], sample, values)
     caption = source.columns.caption or roles(source, values).caption
     if CAPTION in sample.texts and not source.columns.caption:
         text = _decoded(sample.texts[CAPTION])
+    elif caption:
+        text = _caption(column(values, caption))
     else:
-        text = _caption(column(values, caption) if caption else None)
+        raise Unfit(FAILED, "no caption", "no .txt beside it, and no .json with a column that is known to hold one")
     record = name_in(values, source.columns.id) if source.columns.id else record
     times = (source.columns.start, source.columns.end) if source.kind == "video-text" else (None, None)
     return _record(Row(record, where, values), text, sample.media, source, times)
+
+
+def _without_media(form: str, sample: Sample, values: dict[str, Any]) -> Unfit:
+    """Say why a sample has no picture or clip: a download that failed, a dot in the key, or another kind of sample."""
+    if lost := [suffix for suffix in sample.others if form_of(f"x.{suffix.rpartition('.')[2]}") == form]:
+        return Unfit(FAILED, f"no {form}", f"but members {', '.join(lost)}: a key ends at its first dot")
+    if not sample.texts:
+        return Unfit(DROPPED, "no sample", f"neither media nor a caption, but {', '.join(sample.others) or 'nothing'}")
+    said = [str(values[name])[:200] for name in ("status", "error_message") if values.get(name)]
+    return Unfit(FAILED, f"no {form}", ": ".join(said))
 
 
 def _values(sidecar: bytes) -> dict[str, Any]:

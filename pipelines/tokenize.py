@@ -58,7 +58,7 @@ class TokenizeJob:
         source = self.recipe.source(part)
         facts = digest(key_facts(self.recipe, source), self.vocabulary.fingerprint, versions(self.recipe, source))
         for number, parts in enumerate(group(list_parts(source), source.unit_bytes)):
-            inputs = [(p.id, p.start, p.end, p.size, p.version) for p in parts]
+            inputs = [(p.id, p.start, p.end, p.size, p.version, *_named(source, p)) for p in parts]
             yield Unit(f"{part}-{number:07d}", part, parts, digest(facts, inputs))
 
     def agrees(self, unit: Unit, report: Report) -> bool:
@@ -95,6 +95,15 @@ class TokenizeJob:
                         writer.ledger.count(KEPT)
                         writer.add(outcome)
             writer.commit(unit.source, unit.key, mark, stale)
+
+
+def _named(source: Source, part: Part) -> list[str]:
+    """Return the versions of the files that a part names, which its rows depend on as well."""
+    if isinstance(source, BooksSource):
+        return []
+    from .captioned import named_versions
+
+    return [named_versions(source, part)]
 
 
 def counted(records: Iterator[Found], ledger: Ledger) -> Iterator[Found]:

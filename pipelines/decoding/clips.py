@@ -21,6 +21,7 @@ from .frame_choice import Sampling, choose_ticks, count_ticks, frames_at, frames
 from .whole_files import find_break
 
 BATCH = 8
+SLACK = 0.5  # seconds by which a clip's stated end may lie behind its video's: times are rounded
 MAX_ASPECT = 16  # nothing useful is narrower, and scaling it would take memory without end
 
 
@@ -68,7 +69,7 @@ class ClipInfo(NamedTuple):
       total: frames at the asked rate.
       chosen: frames kept of them.
       first: index of the first kept.
-      start: seconds of the first kept after the clip's first frame.
+      start: seconds of the first kept after the video's first frame, of which the clip may be a part.
       rate: mean frames a second of those kept.
     """
 
@@ -98,6 +99,7 @@ def read_clip(path: str, limits: ClipLimits) -> tuple[ClipInfo, Iterator[np.ndar
       OSError: the file cannot be read.
     """
     timeline = _list_whole(path, limits)
+    _check_end(_seconds(timeline.times, timeline.time_base), limits)
     part = frames_between(timeline.times, limits.start, limits.end, timeline.time_base)
     times, time_base = timeline.times[part], timeline.time_base
     if not len(times):
@@ -117,7 +119,7 @@ def read_clip(path: str, limits: ClipLimits) -> tuple[ClipInfo, Iterator[np.ndar
         total=total,
         chosen=len(ticks),
         first=ticks[0],
-        start=ticks[0] / limits.rate,
+        start=float((int(times[0]) - int(timeline.times[0])) * time_base) + ticks[0] / limits.rate,
         rate=limits.rate * (len(ticks) - 1) / span if span else float(limits.rate),
     )
     return info, _batches(chain([picture], pictures), len(ticks), limits.size)
@@ -180,6 +182,11 @@ def _seconds(times: np.ndarray, time_base: Fraction) -> float:
     if not len(times):
         return 0.0
     return float((int(times[-1]) - int(times[0])) * time_base * len(times) / max(len(times) - 1, 1))
+
+
+def _check_end(seconds: float, limits: ClipLimits) -> None:
+    if limits.end is not None and limits.end > seconds + SLACK:
+        raise Unfit(FAILED, "bad times", f"the clip ends at {limits.end:g} s and the video at {seconds:.2f} s")
 
 
 def _check_length(seconds: float, total: int, limits: ClipLimits) -> None:

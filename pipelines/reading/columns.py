@@ -40,8 +40,19 @@ def roles(source: MediaSource, names: Collection[str]) -> Roles:
     found = _origin(source, names)._replace(caption=caption)
     if source.kind == "image-text":
         return found
-    start, end = source.columns.start or _first((START,), names), source.columns.end or _first((END,), names)
-    return found._replace(start=start, end=end)
+    if found.paths == INTERNVID or found.url:  # whole videos, of which a row is a part
+        found = found._replace(start=_first((START,), names), end=_first((END,), names))
+    columns = source.columns
+    start, end = (found.start if columns.start is None else columns.start), columns.end
+    return found._replace(start=start or None, end=(found.end if end is None else end) or None)
+
+
+def _unsaid(source: MediaSource, names: Collection[str]) -> bool:
+    """Are there InternVid's times beside files of another name, of which nobody says whether they are cut already?"""
+    if source.kind != "video-text" or START not in names or source.columns.start is not None:
+        return False
+    named = [column for path in roles(source, names).paths for column in template_columns(path)]
+    return not roles(source, names).start and START not in named
 
 
 def _origin(source: MediaSource, names: Collection[str]) -> Roles:
@@ -81,14 +92,24 @@ def lacking(source: Source, schema: pa.Schema) -> str:
         if schema.names.count(name) > 1:
             return f"two columns {name}; {there}"
     if isinstance(source, BooksSource):
-        return ""
+        return _untextual(schema, source.columns.text)
     found = roles(source, schema.names)
+    if _unsaid(source, schema.names):
+        return f'the times {START} and {END}, by which the files may be cut already (columns.start and end: "") or not'
     if not found.caption:
         return f"no column that is known to hold captions ({', '.join(CAPTIONS[source.kind])}); {there}"
     if not (found.paths or found.media or found.url):
         known = ", ".join(MEDIA[source.kind] + URLS[source.kind])
         return f"no column that is known to hold media, paths or URLs ({known}); {there}"
-    return ""
+    return _untextual(schema, found.caption) or (_untextual(schema, found.url) if found.url else "")
+
+
+def _untextual(schema: pa.Schema, name: str) -> str:
+    """Say that a column holds no text where its type tells; or ""."""
+    kind = _type_of(schema, name)
+    inner = kind.value_type if pa.types.is_dictionary(kind) else kind
+    checks = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    return "" if any(check(inner) for check in checks) else f"a column {name} of type {kind}, where text is needed"
 
 
 def selected(source: Source, names: list[str]) -> list[str]:
@@ -108,16 +129,21 @@ def _read_columns(source: Source, names: list[str]) -> list[str]:
 
 
 def _has_column(schema: pa.Schema, name: str) -> bool:
+    return _type_of(schema, name) is not None
+
+
+def _type_of(schema: pa.Schema, name: str) -> Any:
+    """Return a column's type, None where there is none; dots lead into nested ones."""
     fields = {field.name: field.type for field in schema}
     if name in fields:
-        return True
+        return fields[name]
     top, *rest = name.split(".")
-    kind = fields.get(top, pa.null())
+    kind = fields.get(top)
     for part in rest:
-        if not pa.types.is_struct(kind) or kind.get_field_index(part) < 0:
-            return False
+        if kind is None or not pa.types.is_struct(kind) or kind.get_field_index(part) < 0:
+            return None
         kind = kind.field(part).type
-    return top in fields
+    return kind
 
 
 def _spelled(field: pa.Field) -> str:

@@ -69,7 +69,7 @@ def _tar(source: BooksSource, part: Part) -> Generator[Found]:
             record, where = f"{part.id}/{member.name}", f"{part.url} member {member.name}"
             if content is None or is_outside(member.name):
                 yield BadRecord(record, where, "no plain member", "a link, a device, or a path outside the archive")
-            elif not member.name.lower().endswith(".txt") or hidden(member.name.removeprefix("./")):
+            elif not member.name.lower().endswith(".txt") or hidden(member.name.removeprefix("./"), "txt"):
                 yield BadRecord(record, where, "no text member", "no .txt, or hidden", DROPPED)
             else:
                 yield decoded(record, where, read_capped(content, source.record_bytes), source.record_bytes)

@@ -5,6 +5,7 @@ import io
 import os
 import posixpath
 import re
+import stat
 from collections.abc import Collection, Iterable
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, Protocol
@@ -25,7 +26,7 @@ FORMS = {
     ".tgz": "tar",
     ".csv": "csv",
     ".tsv": "tsv",
-    **dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"), "picture"),
+    **dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jfif"), "picture"),
     **dict.fromkeys((".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ogv", ".flv", ".wmv"), "clip"),
 }
 BOOKS = frozenset({"txt", "jsonl", "parquet", "tar"})
@@ -132,7 +133,7 @@ def _match(fs: Any, path: str, forms: Collection[str]) -> tuple[str, dict[str, d
         root, infos = path, fs.find(path, detail=True)
     else:
         root, infos = _fixed_folder(path), fs.glob(path, detail=True) if WILD.search(path) else {}
-    shown = {n: info for n, info in infos.items() if form_of(n) in forms and not hidden(_below(n, root))}
+    shown = {n: info for n, info in infos.items() if form_of(n) in forms and not hidden(_below(n, root), form_of(n))}
     linked = {name: _followed(fs, info) for name, info in shown.items()}
     return root, {name: info for name, info in linked.items() if info["type"] == "file"}
 
@@ -158,9 +159,12 @@ def _followed(fs: Any, info: dict[str, Any]) -> dict[str, Any]:
         return {**info, "type": "file"}
 
 
-def hidden(path: str) -> bool:
-    """Is a relative path, or a folder in it, one that shells and Hive hide?"""
-    return any(part.startswith((".", "_")) for part in path.split("/"))
+def hidden(path: str, form: str) -> bool:
+    """Is a relative path, or a folder in it, one that shells hide, or Hive where it is no picture or clip?
+
+    Cameras begin names with `_`, and so do identifiers of videos.
+    """
+    return any(part.startswith("." if form in MEDIA else (".", "_")) for part in path.split("/"))
 
 
 def _fixed_folder(path: str) -> str:
@@ -194,6 +198,8 @@ def open_raw(url: str) -> io.BufferedReader:
     """Open a file as it is. Lines can be read up to a length, which not every file of fsspec's can."""
     local = url.startswith("file://")  # "::" may stand in a file's name, and means a chain elsewhere
     fs = LocalFileSystem() if local else fsspec.core.url_to_fs(url)[0]
+    if isinstance(fs, LocalFileSystem) and stat.S_ISFIFO(fs.info(url)["mode"]):
+        raise FileNotFoundError(errno.ENOENT, "a pipe, which nobody need ever write to", url)
     return io.BufferedReader(fs.open(url, "rb"), BUFFER)
 
 

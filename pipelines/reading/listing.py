@@ -1,6 +1,7 @@
 """What a source consists of: its files and datasets, cut into parts that a worker reads each."""
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import PurePosixPath
 
 import pyarrow as pa
@@ -52,6 +53,7 @@ def list_parts(source: Source) -> Iterator[tuple[Part, int]]:
         return
     files = list_files(source.paths, _forms(source))
     if not isinstance(source, BooksSource):
+        _check_media_root(source)
         files = _captioned(_unnamed(_unindexed(files)))
     for form in ("parquet", "csv", "tsv", "jsonl"):
         _check_columns(source, next((f for f in files if form_of(f.url) == form), None))
@@ -67,8 +69,22 @@ def _forms(source: Source) -> frozenset[str]:
 
 def _unindexed(files: list[File]) -> list[File]:
     """Leave out the tables that img2dataset and video2dataset put beside each tar, or each folder, of the same name."""
-    stems = {_stem(file.id) for file in files if form_of(file.id) == "tar"} | _folders(files)
+    stems = {_stem(file.id) for file in files if form_of(file.id) == "tar"}
+    beside = [file for file in files if form_of(file.id) == "parquet" and _stem(file.id) in _folders(files)]
+    if beside and _is_index(beside[0].url):  # written by the same program, one is as the other
+        stems |= {_stem(file.id) for file in beside}
     return [file for file in files if form_of(file.id) != "parquet" or _stem(file.id) not in stems]
+
+
+def _is_index(url: str) -> bool:
+    """Is a parquet file one of those that list what img2dataset or video2dataset did?"""
+    try:
+        schema = _schema(url, 0)
+        return schema is not None and {"key", "status"} <= set(schema.names)
+    except DAMAGE as error:
+        if is_storage_trouble(error):
+            raise
+        return False
 
 
 def _stem(name: str) -> str:
@@ -106,6 +122,14 @@ def _captioned(files: list[File]) -> list[File]:
                 stem = fs.unstrip_protocol(info["name"]).rpartition(".")[0]
                 sidecars[stem] = sidecars.get(stem, "") + mark
     return [f._replace(version=f.version + sidecars.get(f.url.rpartition(".")[0], "")) for f in files]
+
+
+def _check_media_root(source: MediaSource) -> None:
+    if source.media_root is None:
+        return
+    fs, path = filesystem(source.media_root)
+    if not fs.isdir(path):
+        raise UserError(f"source {source.name}: media_root {source.media_root} is no folder: mend the path")
 
 
 def _check_columns(source: Source, file: File | None) -> None:
@@ -217,6 +241,24 @@ def _row_groups(whole: Part, source: Source) -> Iterator[tuple[Part, int]]:
         runs = _row_runs([(rows, size + rows * cost) for rows, size in groups], source.unit_bytes)
     for low, high, size in runs:
         yield whole._replace(start=low, end=high), size
+
+
+def names_files(source: MediaSource, part: Part) -> bool:
+    """Do the rows of a table say in which files their pictures or clips are?"""
+    try:
+        schema = _known_schema(part.url, row_bytes(source), part.version)
+    except DAMAGE as error:
+        if is_storage_trouble(error):
+            raise
+        return False
+    found = roles(source, schema.names) if schema is not None else None
+    return found is not None and bool(found.paths or (found.media and not _holds_bytes(source, schema)))
+
+
+@lru_cache(maxsize=4)
+def _known_schema(url: str, most: int, _version: str) -> pa.Schema | None:
+    """Read a schema once for all parts of a file."""
+    return _schema(url, most)
 
 
 def _holds_bytes(source: MediaSource, schema: pa.Schema) -> bool:

@@ -8,7 +8,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from ...packing.ledger import FAILED
 from ..media import Unfit
-from .files import filesystem
+from .files import filesystem, version_of
 
 
 class Root:
@@ -47,6 +47,17 @@ class Root:
             return path.startswith("/")
         real = os.path.realpath(posixpath.join(self._path, path))
         return os.path.commonpath([self._real, real]) != self._real
+
+    def version(self, url: str) -> str:
+        """Return what tells one content of a file below the root from another, "" where there is none."""
+        path = self._fs._strip_protocol(url)
+        try:
+            if not self._local:
+                self._fs.ls(posixpath.dirname(path))  # one request for a folder, which the file system remembers
+            info = self._fs.info(path)
+        except OSError:
+            return ""
+        return f"{info['size']}-{version_of(info)}"
 
     def holds(self, path: str) -> bool:
         """Is there such a file?

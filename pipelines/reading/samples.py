@@ -16,6 +16,7 @@ from .archive import is_outside, members
 from .files import BLOCK, FORMS, Content
 
 TEXT_BYTES = 2**20  # of a caption or sidecar: more is no caption
+OTHERS = 8  # names are enough to say what is there
 CAPTION, SIDECAR = "caption", "sidecar"
 ROLES = {".txt": CAPTION, ".json": SIDECAR}
 
@@ -28,6 +29,7 @@ class Sample:
       name: the key; of a key that came before, with the place of its second coming.
       media: the picture or clip, if there is one.
       texts: bytes of the `caption` and the `sidecar`, as far as there are.
+      others: the first suffixes of members that are neither.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Sample:
     media: Media | None = None
     texts: dict[str, bytes] = field(default_factory=dict)
     flaw: Unfit | None = None
+    others: list[str] = field(default_factory=list)
 
     def spoil(self, status: str, reason: str, detail: str) -> None:
         """Note what is wrong, unless something was before."""
@@ -97,8 +100,10 @@ def _take(
     role = ROLES.get(suffix) or FORMS.get(suffix, "")
     if content is None or is_outside(member.name):
         sample.spoil(FAILED, "no plain member", f"{member.name}: a link, a device, or a path outside the archive")
-    elif role not in (form, CAPTION, SIDECAR) or sample.flaw:
+    elif sample.flaw:
         return
+    elif role not in (form, CAPTION, SIDECAR):
+        sample.others = [*sample.others, suffix][:OTHERS]
     elif member.size > (limit := most if role == form else TEXT_BYTES):
         sample.spoil(FAILED, "too large", f"{member.name} has {member.size} bytes, over {limit}")
     elif role in sample.texts or (role == form and sample.media):

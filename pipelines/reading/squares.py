@@ -7,10 +7,9 @@ import numpy as np
 
 from ...errors import UserError
 from ..media import Unfit
-from .files import WILD
+from .files import FORMS, WILD
 
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
-CLIPS = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"}
+PICTURES, CLIPS = ({suffix for suffix, form in FORMS.items() if form == kind} for kind in ("picture", "clip"))
 FRAMES = 30  # of a clip, from all over its length: LWM's budget
 
 
@@ -32,10 +31,12 @@ def squares(paths: list[str], size: int) -> Iterator[np.ndarray]:
 
 
 def _files(path: str) -> list[Path]:
+    if Path(path).is_dir():
+        return sorted(Path(path).rglob("*"))
     if WILD.search(path):
         anchor = Path(path).anchor or "."
         return sorted(Path(anchor).glob(str(Path(path).relative_to(anchor) if anchor != "." else path)))
-    return sorted(Path(path).rglob("*")) if Path(path).is_dir() else [Path(path)]
+    return [Path(path)]
 
 
 def _of(file: Path, size: int) -> Iterator[np.ndarray]:

@@ -12,7 +12,8 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from worldloom.pipelines.captioned import Found, read_part, seconds
+from worldloom.errors import UserError
+from worldloom.pipelines.captioned import Found, named_versions, read_part, seconds
 from worldloom.pipelines.media import Unfit
 from worldloom.pipelines.reading.listing import list_parts
 from worldloom.pipelines.records import BadRecord, ImageText, VideoText
@@ -263,6 +264,31 @@ def test_clips_of_internvid_are_cut_from_files_beside_the_table(tmp_path: Path) 
     assert told(read(tmp_path, "video-text")) == ["(no path)"]
 
 
+def test_clips_that_are_cut_already_are_not_cut_again(tmp_path: Path) -> None:
+    row = {
+        "YoutubeID": "a",
+        "Caption": "c",
+        "Start_timestamp": "1.5",
+        "End_timestamp": "3",
+        "file": "a.mp4",
+        "url": "u",
+    }
+    write_jsonl(tmp_path / "a.jsonl", [{**row, "file": "a.mp4", "url": "u"}])
+
+    def times(**more: Any) -> tuple[str, float | None, float | None]:
+        (found,) = read(tmp_path, "video-text", **more)
+        assert isinstance(found, VideoText)
+        return found.media.path.rpartition("/")[2], found.start, found.end
+
+    assert times(media="{YoutubeID}_{Start_timestamp}.mp4") == ("a_1.5.mp4", None, None)
+    with pytest.raises(UserError, match="the times Start_timestamp and End_timestamp, by which the files may be cut"):
+        times()
+    said = {"start": "Start_timestamp", "end": "End_timestamp"}
+    assert times(columns={"start": "", "end": ""}) == ("a.mp4", None, None)
+    assert times(columns=said) == ("a.mp4", 1.5, 3)
+    assert times(columns={"url": "url"}) == ("", 1.5, 3)
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [("1:02:03.5", 3723.5), ("2:03", 123), ("0.25", 0.25), (7, 7), (0.5, 0.5), (" 1 ", 1), ("12.", 12)],
@@ -277,6 +303,51 @@ def test_times_are_seconds_or_a_clock_s(value: object, expected: float) -> None:
 def test_other_times_are_refused(value: object) -> None:
     with pytest.raises(Unfit, match="bad times"):
         seconds(value)
+
+
+def test_the_files_that_a_table_names_are_part_of_what_a_unit_depends_on(tmp_path: Path) -> None:
+    rows = [{"file": f"in/{i}.jpg", "caption": "c"} for i in range(4)]
+    for name in ("0", "1", "2", "other"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / f"in/{name}.jpg").write_bytes(b"p")
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "b.parquet")
+
+    def versions(path: Path, **more: Any) -> list[str]:
+        source = ImageTextSource.model_validate({"name": "s", "kind": "image-text", "path": str(path), **more})
+        return [named_versions(source, part) for part, _ in list_parts(source)]
+
+    for table, halves in (("a.jsonl", 2**16 * 2), ("b.parquet", 2**16 * 2)):
+        before = versions(tmp_path / table, unit_bytes=halves)
+        assert len(set(before)) == 2
+        assert versions(tmp_path / table, unit_bytes=halves) == before
+        (tmp_path / "in/other.jpg").write_bytes(b"another")
+        assert versions(tmp_path / table, unit_bytes=halves) == before
+        for change in (lambda: (tmp_path / "in/0.jpg").write_bytes(b"new"), (tmp_path / "in/0.jpg").unlink):
+            change()
+            after = versions(tmp_path / table, unit_bytes=halves)
+            assert after[0] != before[0] and after[1] == before[1]
+            before = after
+        (tmp_path / "in/3.jpg").write_bytes(b"late")
+        after = versions(tmp_path / table, unit_bytes=halves)
+        assert after[1] != before[1] and after[0] == before[0]
+        (tmp_path / "in/3.jpg").unlink()
+        (tmp_path / "in/0.jpg").write_bytes(b"p")
+    write_jsonl(tmp_path / "c.jsonl", [{"url": "http://x/1.jpg", "caption": "c"}])
+    pq.write_table(pa.table({"image": [b"p"], "caption": ["c"]}), tmp_path / "d.parquet")
+    (tmp_path / "e.parquet").write_bytes(b"PAR1")
+    for name in ("c.jsonl", "d.parquet", "e.parquet"):
+        assert versions(tmp_path / name) == [""]
+
+
+def test_files_on_object_stores_are_told_apart() -> None:
+    fs = fsspec.filesystem("memory")
+    fs.pipe({"/named/a.csv": b"caption,file\nc,1.jpg\n", "/named/1.jpg": b"p"})
+    source = ImageTextSource(name="s", kind="image-text", path="memory://named/a.csv")
+    ((part, _),) = list_parts(source)
+    before = named_versions(source, part)
+    fs.pipe("/named/1.jpg", b"pp")
+    assert named_versions(source, part) != before != ""
 
 
 def test_paths_of_rows_stay_below_their_root(tmp_path: Path) -> None:
@@ -311,6 +382,7 @@ def test_tables_on_object_stores_name_files_there() -> None:
     fs.pipe("/captioned/a.csv", b"caption,file\nc,in/1.jpg\nc,/in/1.jpg\nc,../x.jpg\n")
     expected = ["memory:///captioned/in/1.jpg", "(path outside)", "(path outside)"]
     assert places(read("memory://captioned")) == expected
+    fs.pipe("/elsewhere/in/1.jpg", b"p")
     found = places(read("memory://captioned", media_root="memory://elsewhere"))
     assert found[0] == "memory:///elsewhere/in/1.jpg"
 

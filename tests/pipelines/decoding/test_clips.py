@@ -143,6 +143,7 @@ def assert_as_slow(path: Path) -> None:
         assert budget == 1 or info.rate == pytest.approx((budget - 1) / ((total - 1) / 4))
     info, frames = read(path, start=1.3, end=3.1)
     assert np.array_equal(frames, slow_clip(path, "1.3", "3.1"))
+    assert 1.3 <= info.start < 3.1  # in the video's time
 
 
 FORMS = {
@@ -335,6 +336,14 @@ def test_filters(tmp_path: Path, limits: dict[str, Any], expected: str) -> None:
 
 def test_a_part_outside_the_video(tmp_path: Path) -> None:
     assert reason(encode(tmp_path / "a.mp4"), start=50.0)[:2] == ("failed", "no frames")
+
+
+def test_a_clip_that_ends_behind_its_video_is_no_shorter_clip_in_silence(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mp4")
+    whole, _ = read(path, start=1.0)
+    assert read(path, start=1.0, end=whole.seconds + 1.4)[0].total == whole.total  # times are rounded
+    expected = ("failed", "bad times", f"the clip ends at 9 s and the video at {whole.seconds + 1:.2f} s")
+    assert reason(path, start=1.0, end=9.0) == expected
 
 
 # Damage

@@ -336,8 +336,6 @@ def test_rows_of_parquet_fail_alone(tmp_path: Path) -> None:
     latin = pa.Array.from_buffers(pa.string(), 2, [None, ends, letters])
     write_parquet(tmp_path / "a.parquet", pa.table({"text": latin}))
     assert [t for _, t in brief(read(tmp_path))] == ["caf", "(not UTF-8)"]
-    write_parquet(tmp_path / "a.parquet", pa.table({"text": pa.array([b"bytes", b"\xff"])}))
-    assert [t for _, t in brief(read(tmp_path))] == ["(no text)"] * 2
     moments = pa.array([1], pa.timestamp("ns"))
     write_parquet(tmp_path / "a.parquet", pa.table({"text": ["a"], "at": moments}))
     assert brief(read(tmp_path, filters={"equals": {"at": 1}}))[0][0] == "a.parquet#0"
@@ -569,6 +567,13 @@ def test_texts_for_a_tokenizer_are_all_or_an_error(tmp_path: Path) -> None:
         list(texts([str(tmp_path)]))
 
 
-def test_arrays_of_numbers_are_no_text(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "a.parquet", pa.table({"text": np.arange(3)}))
-    assert [t for _, t in brief(read(tmp_path))] == ["(no text)"] * 3
+@pytest.mark.parametrize(
+    ("values", "kind"), [([1, 2], "int64"), ([b"a"], "binary"), ([["a"]], "list<element: string>")]
+)
+def test_a_column_of_another_type_is_refused(tmp_path: Path, values: list[Any], kind: str) -> None:
+    """Before the start where the first table has it; in a later one it is a reject."""
+    write_parquet(tmp_path / "b.parquet", pa.table({"text": pa.array(values)}))
+    with pytest.raises(UserError, match=f"a column text of type {kind}, where text is needed: set columns"):
+        read(tmp_path)
+    write_parquet(tmp_path / "a.parquet", pa.table({"text": ["a"]}))
+    assert [t for _, t in brief(read(tmp_path))] == ["a", "(no such column)"]

@@ -91,7 +91,21 @@ def test_hidden_files_and_folders_are_passed_over_unless_named(tmp_path: Path) -
     put(tmp_path, ".h/r/x.txt", ".h/r/.y.txt", ".h/r/_z.txt", ".h/r/.git/w.txt", ".h/r/_tmp/v.txt", ".h/r/s/u.txt")
     assert ids(tmp_path / ".h/r") == ids(tmp_path / ".h/r/**") == ["s/u.txt", "x.txt"]
     assert ids(tmp_path / ".h/r/_z.txt") == ["_z.txt"]
-    assert hidden("a/.b/c") and not hidden("a.b/c_d")
+    assert hidden("a/.b/c", "txt") and not hidden("a.b/c_d", "txt")
+
+
+def test_names_of_cameras_and_videos_may_begin_with_an_underscore(tmp_path: Path) -> None:
+    put(
+        tmp_path, "r/_DSC0001.jpg", "r/_raw/1.png", "r/_aBcDeFgHiJ.mp4", "r/.thumb.jpg", "r/.git/1.png", "r/_meta.jsonl"
+    )
+    found = list_files([str(tmp_path / "r")], ("picture", "clip", "jsonl"))
+    assert [file.id for file in found] == ["_DSC0001.jpg", "_aBcDeFgHiJ.mp4", "_raw/1.png"]
+
+
+def test_a_pipe_is_no_file_to_wait_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(FileNotFoundError, match="a pipe"):
+        open_raw(str(tmp_path / "a.txt"))
 
 
 def test_links_to_files_are_followed_and_loops_are_not(tmp_path: Path) -> None:

@@ -56,8 +56,24 @@ def test_what_img2dataset_writes_beside_its_tars_is_no_source(tmp_path: Path) ->
     put(tmp_path, "00000.tar", "00000.parquet", "00000_stats.json", "00001.tar.gz", "00001.parquet", "00002.parquet")
     assert ids("image-text", tmp_path) == ["00000.tar", "00001.tar.gz", "00002.parquet"]
     assert ids("image-text", tmp_path / "00000.parquet") == ["00000.parquet"]
-    put(tmp_path / "files", "00000/1.jpg", "00000/1.txt", "00000.parquet")
-    assert ids("image-text", tmp_path / "files") == ["00000/1.jpg"]
+    put(tmp_path / "files", "00000/1.jpg", "00000/1.txt", "00001/1.jpg")
+    index = pa.table({"url": ["u"], "caption": ["c"], "key": ["1"], "status": ["success"]})
+    for name in ("00000.parquet", "00001.parquet"):
+        pq.write_table(index, tmp_path / "files" / name)
+    assert ids("image-text", tmp_path / "files") == ["00000/1.jpg", "00001/1.jpg"]
+
+
+def test_a_table_beside_a_folder_of_its_name_is_a_source(tmp_path: Path) -> None:
+    """Only img2dataset's own is passed over."""
+    put(tmp_path, "train/1.jpg", "train.parquet")
+    assert ids("image-text", tmp_path) == ["train.parquet"]
+
+
+def test_a_media_root_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, "a.csv", "x")
+    for root in ("none", "x"):
+        with pytest.raises(UserError, match=rf"source s: media_root .*/{root} is no folder"):
+            ids("image-text", tmp_path / "a.csv", media_root=str(tmp_path / root))
 
 
 def test_a_table_speaks_for_the_pictures_below_its_folder(tmp_path: Path) -> None:
