@@ -317,22 +317,25 @@ def test_the_files_that_a_table_names_are_part_of_what_a_unit_depends_on(tmp_pat
         source = ImageTextSource.model_validate({"name": "s", "kind": "image-text", "path": str(path), **more})
         return [named_versions(source, part) for part, _ in list_parts(source)]
 
-    for table, halves in (("a.jsonl", 2**16 * 2), ("b.parquet", 2**16 * 2)):
-        before = versions(tmp_path / table, unit_bytes=halves)
-        assert len(set(before)) == 2
-        assert versions(tmp_path / table, unit_bytes=halves) == before
+    def changed(before: list[str], after: list[str]) -> list[bool]:
+        return [old != new for old, new in zip(before, after, strict=True)]
+
+    for name in ("a.jsonl", "b.parquet"):
+        table, picture, late = tmp_path / name, tmp_path / "in/0.jpg", tmp_path / "in/3.jpg"
+        before = versions(table, unit_bytes=2**17)
+        assert len(set(before)) == len(before) > 1
         (tmp_path / "in/other.jpg").write_bytes(b"another")
-        assert versions(tmp_path / table, unit_bytes=halves) == before
-        for change in (lambda: (tmp_path / "in/0.jpg").write_bytes(b"new"), (tmp_path / "in/0.jpg").unlink):
-            change()
-            after = versions(tmp_path / table, unit_bytes=halves)
-            assert after[0] != before[0] and after[1] == before[1]
-            before = after
-        (tmp_path / "in/3.jpg").write_bytes(b"late")
-        after = versions(tmp_path / table, unit_bytes=halves)
-        assert after[1] != before[1] and after[0] == before[0]
-        (tmp_path / "in/3.jpg").unlink()
-        (tmp_path / "in/0.jpg").write_bytes(b"p")
+        assert versions(table, unit_bytes=2**17) == before
+        picture.write_bytes(b"new")
+        replaced = versions(table, unit_bytes=2**17)
+        picture.unlink()
+        gone = versions(table, unit_bytes=2**17)
+        first = [True, *[False] * (len(before) - 1)]
+        assert changed(before, replaced) == changed(replaced, gone) == changed(before, gone) == first
+        late.write_bytes(b"late")
+        assert changed(gone, versions(table, unit_bytes=2**17)) == first[::-1]
+        late.unlink()
+        picture.write_bytes(b"p")
     write_jsonl(tmp_path / "c.jsonl", [{"url": "http://x/1.jpg", "caption": "c"}])
     pq.write_table(pa.table({"image": [b"p"], "caption": ["c"]}), tmp_path / "d.parquet")
     (tmp_path / "e.parquet").write_bytes(b"PAR1")
