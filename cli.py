@@ -231,6 +231,12 @@ def run_pack(options: argparse.Namespace) -> int:
 
 
 def _print_made(made: dict[str, dict[str, Any]], as_json: bool) -> None:
+    for name, manifest in made.items():
+        for source, ledger in manifest["sources"].items():
+            if ledger["read"] and not ledger["kept"]:
+                why = max(ledger["reasons"], key=ledger["reasons"].get)
+                print(f"worldloom: {name} keeps none of the {ledger['read']:,} records of {source}, mostly {why}",
+                      file=sys.stderr)  # fmt: skip
     if as_json:
         print(json.dumps(made, indent=1))
         return
@@ -327,10 +333,13 @@ def run_train_codebook(options: argparse.Namespace) -> int:
     from .pipelines.reading.squares import squares
     from .tokenizers.codebook import fit
 
-    codebook = fit(
-        squares(options.paths, options.size), options.codes, size=options.size, patch=options.patch, seed=options.seed
-    )
+    unread: list[str] = []
+    pictures = squares(options.paths, options.size, unread)
+    codebook = fit(pictures, options.codes, size=options.size, patch=options.patch, seed=options.seed)
     codebook.save(options.out)
+    if unread:
+        print(f"worldloom: {len(unread):,} files cannot be read and were passed over, the first {unread[0]}",
+              file=sys.stderr)  # fmt: skip
     print(f"{options.out}: {codebook.codes:,} codes of {options.patch} x {options.patch} pixels")
     return 0
 

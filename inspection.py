@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -177,10 +178,11 @@ def write_files(dataset: Dataset, rows: list[dict[str, Any]], options: argparse.
     """Write the page and the contact sheet that are asked for. Returns a line about each.
 
     Raises:
-      UserError: if the contact sheet would be empty, or the vision tokenizer named is the wrong one.
+      UserError: if a file cannot be there, the contact sheet would be empty, or the vision tokenizer is the wrong one.
     """
     if not (options.html or options.sheet):
         return []
+    _check_targets([path for path in (options.html, options.sheet) if path])
     films = scenes_of(rows, dataset.vocabulary)
     total = sum(map(len, films))
     model = vision_model(dataset, options.vision) if total else "the rows have no frames"
@@ -191,6 +193,15 @@ def write_files(dataset: Dataset, rows: list[dict[str, Any]], options: argparse.
     if options.sheet:
         lines.append(_write_sheet(rows, scenes, total, model, options.sheet))
     return lines
+
+
+def _check_targets(paths: list[str]) -> None:
+    """Refuse names under which no file can be written, before frames are drawn."""
+    for path in paths:
+        if not Path(path).parent.is_dir() or Path(path).is_dir():
+            raise UserError(f"{path} cannot be written: name a file in a folder that is there")
+    if len(set(map(os.path.realpath, paths))) < len(paths):
+        raise UserError(f"--html and --sheet both name {paths[0]}: give each a file of its own")
 
 
 def scenes_of(rows: list[dict[str, Any]], vocabulary: Vocabulary) -> list[list[Scene]]:

@@ -136,6 +136,15 @@ def test_frames_on_the_page_are_what_the_tokenizer_decodes(made, tmp_path, capsy
     assert "a page of rows 1, 0, 13 of 13" in capsys.readouterr().out
 
 
+def test_names_under_which_no_file_can_be_are_refused(made, tmp_path, capsys):
+    data, place, one = made([clip("a", codes(1))]), tmp_path / "out", str(tmp_path / "out" / "one")
+    place.mkdir()
+    for flags in (["--html", str(place / "no/x.html")], ["--sheet", str(place)], ["--html", one, "--sheet", one]):
+        assert main(["inspect", data, "--row", "0", *flags]) == 2
+        assert "name a file in a folder" in (said := capsys.readouterr().err) or "a file of its own" in said
+    assert not list(place.iterdir())
+
+
 def test_a_contact_sheet_is_written(made, tmp_path, capsys):
     some = codes(9)
     data, path = made([clip("a", some, ref='{"start": 1, "rate": 4}')]), tmp_path / "sheet.png"

@@ -85,7 +85,7 @@ def column(row: dict[str, Any], name: str) -> Any:
 
 def lacking(source: Source, schema: pa.Schema) -> str:
     """Say which column that a source reads is not in a schema, or twice, and what is there; or ""."""
-    there = f"it has {', '.join(map(_spelled, schema))}"
+    there = f"it has {', '.join(map(_spelled, schema)) or 'none that can be read'}"
     for name in _read_columns(source, schema.names):
         if not _has_column(schema, name):
             return f"no column {name}; {there}"

@@ -13,21 +13,23 @@ PICTURES, CLIPS = ({suffix for suffix, form in FORMS.items() if form == kind} fo
 FRAMES = 30  # of a clip, from all over its length: LWM's budget
 
 
-def squares(paths: list[str], size: int) -> Iterator[np.ndarray]:
+def squares(paths: list[str], size: int, unread: list[str]) -> Iterator[np.ndarray]:
     """Yield uint8[size, size, 3] of every picture and clip that local paths, folders and globs name, sorted by name.
 
+    Those that cannot be read are passed over and noted in `unread`, each with the reason.
+
     Raises:
-      UserError: if a path names none, or one cannot be read.
+      UserError: if a path names none.
     """
     for path in paths:
-        found = [file for file in _files(path) if file.suffix.lower() in PICTURES | CLIPS]
+        found = [file for file in _files(path) if file.suffix.lower() in PICTURES | CLIPS and file.is_file()]
         if not found:
             raise UserError(f"{path} names no picture or clip ({', '.join(sorted(PICTURES | CLIPS))}): mend the path")
         for file in found:
             try:
                 yield from _of(file, size)
             except (Unfit, OSError) as error:
-                raise UserError(f"{file} cannot be read: {error}: take it out") from error
+                unread.append(f"{file}: {error}")
 
 
 def _files(path: str) -> list[Path]:

@@ -25,7 +25,7 @@ def codebook(tmp_path_factory: pytest.TempPathFactory) -> Codebook:
     world = tmp_path_factory.mktemp("world")
     write_images(world / "images", IMAGES)
     write_clips(world / "clips", CLIPS)
-    return fit(squares([str(world / "images"), str(world / "clips")], 256), CODES)
+    return fit(squares([str(world / "images"), str(world / "clips")], 256, []), CODES)
 
 
 def through(codebook: Codebook, frames: np.ndarray) -> np.ndarray:
@@ -36,7 +36,7 @@ def filmed(shown: Scene, folder: Path) -> np.ndarray:
     """Film a scene, and take its frames out of the file, uint8[5, 256, 256, 3]."""
     path = folder / f"{shown.number}.mp4"
     path.write_bytes(clip(shown, seconds=1.25, rate=12))
-    return np.stack(list(squares([str(path)], 256)))
+    return np.stack(list(squares([str(path)], 256, [])))
 
 
 # --- Without a codebook
