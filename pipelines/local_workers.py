@@ -4,15 +4,15 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from ..errors import RunFailed
+from ..tokenizers.allocator import own_allocator
 
-SECONDS = 0.5  # between two looks at the submitter
+ENDING = 10.0  # a process with torch takes one or two
 AHEAD = 2  # calls waiting for each worker, so that none is idle between two
 
 
@@ -26,7 +26,7 @@ class LocalWorkers:
         self._most = workers * AHEAD
         self._running: set[Future[Any]] = set()
         spawn = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(workers, spawn, _start, (os.getpid(),))
+        self._pool = ProcessPoolExecutor(workers, spawn, _start)
 
     def submit(self, call: Callable[..., Any], *arguments: Any) -> Iterator[Any]:
         """Hand a call over. Yields the results that had to be waited for, because enough calls wait."""
@@ -51,17 +51,24 @@ class LocalWorkers:
                 ) from None
 
     def close(self) -> None:
-        """End the processes; calls not yet begun are dropped."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """End the processes; calls not yet begun are dropped. Waits for them, but not for one that hangs at its end.
+
+        A submitter that ended first would leave their semaphores behind, and Python would say so on stderr.
+        """
+        ending = threading.Thread(target=self._pool.shutdown, kwargs={"cancel_futures": True}, daemon=True)
+        ending.start()
+        ending.join(ENDING)
 
 
-def _start(submitter: int) -> None:
+def _start() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the submitter's to handle
-    threading.Thread(target=_end_with, args=(submitter,), daemon=True).start()
+    own_allocator()  # before the first thread
+    threading.Thread(target=_end_with_submitter, daemon=True).start()
 
 
-def _end_with(submitter: int) -> None:
+def _end_with_submitter() -> None:
     """End this process at once when the submitter is gone: a kill must leave no writer behind."""
-    while os.getppid() == submitter:
-        time.sleep(SECONDS)
+    submitter = multiprocessing.parent_process()
+    assert submitter is not None
+    submitter.join()  # a pipe that the kernel closes tells it, without a delay
     os._exit(1)

@@ -36,10 +36,12 @@ RANGES = {"-1..1": (-1.0, 1.0), "0..1": (0.0, 1.0)}  # what a network takes for 
 SIZE = 256  # pixels a side: LWM lwm/vqgan.py, VQGANConfig.resolution; a config of diffusers does not say
 MOST_CODES = 1 << 16  # codes are uint16
 
-# A wrong pixel range is suspected where the other one gives a small picture back well, and much better.
+# A wrong pixel range shows in how well a small picture comes back by either. A network of 0..1 knows nothing below 0,
+# so by -1..1 it loses the darker half. One of -1..1 gives back 0..1 too, as a picture of half the contrast: at as much
+# error as by its own range where the error is of contrast, at 4 times as much where it is of the codebook's steps.
 PROBE = 64  # pixels a side
-WELL = 0.02  # mean squared error for black 0 and white 1, or 17 dB; a flat grey picture makes 0.15, or 8 dB
-MUCH_BETTER = 4.0  # times smaller, or 6 dB
+WELL = 0.02  # mean squared error for black 0 and white 1, or 17 dB; the darker half lost makes 0.08, grey alone 0.15
+TWICE = 2.0  # the error by -1..1 over that by 0..1: from 1/4 to 1 for the one network, above 4 for the other
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,7 @@ class VQGAN:
             chosen = _pixel_range(path, named, pixel_range)
             model = _read_model(path, folder / WEIGHTS, config)
             digest = _digest(folder / WEIGHTS, config, chosen, model.device.type)
-        (other,) = RANGES.keys() - {chosen}
-        _compare(path, cls(model, chosen, digest), cls(model, other, digest), chosen, other)
+        _warn_of_range(path, chosen, _suspected(*(_error(cls(model, tried, digest)) for tried in RANGES)))
         return cls(model, chosen, digest)
 
     def encode(self, frames: np.ndarray) -> np.ndarray:
@@ -184,7 +185,7 @@ def _read_config(path: str, file: Path) -> tuple[dict[str, Any], Any]:
     """Read what decides the network, and the pixel range that is named under our own key, or None."""
     try:
         config = json.loads(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"The {CONFIG} of the VQGAN at {path} is no JSON ({error}): fetch it again.") from error
     if not isinstance(config, dict) or config.get("_class_name", "VQModel") != "VQModel":
         raise UserError(
@@ -196,7 +197,7 @@ def _read_config(path: str, file: Path) -> tuple[dict[str, Any], Any]:
 def _pixel_range(path: str, named: Any, given: str | None) -> str:
     """Choose the range that the config names or the caller gives; where both do, they must agree."""
     for value in (named, given):
-        if value is not None and value not in RANGES:
+        if value is not None and value not in [*RANGES]:  # a config may name a list, which is no key
             raise UserError(f"The pixel range of {path} is {value!r}: it must be one of {', '.join(RANGES)}.")
     if named and given and named != given:
         raise UserError(f"{path} names the pixel range {named}, but {given} is given: leave pixel_range out.")
@@ -218,7 +219,7 @@ def _read_model(path: str, weights: Path, config: dict[str, Any]) -> VQModel:
         _check(config, model.state_dict(), tensors)
         model.load_state_dict({name: _placed(name, tensor, device) for name, tensor in tensors.items()}, assign=True)
     except DAMAGED as error:
-        raise UserError(f"The weights and the config of {path} make no VQGAN ({error}): fetch both again.") from error
+        raise UserError(f"{CONFIG} and {WEIGHTS} at {path} make no VQGAN ({error}): fetch both again.") from error
     return model
 
 
@@ -250,15 +251,21 @@ def _digest(weights: Path, config: dict[str, Any], pixel_range: str, device: str
     return hashlib.blake2b(json.dumps(decisive, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _compare(path: str, chosen: VQGAN, other: VQGAN, name: str, other_name: str) -> None:
-    """Warn where a made-up picture comes back much better by the other range."""
-    ours, theirs = _error(chosen), _error(other)
-    if theirs < WELL and theirs * MUCH_BETTER < ours:
+def _warn_of_range(path: str, chosen: str, suspected: str | None) -> None:
+    """Warn where the network looks like one of the other range."""
+    if suspected not in (None, chosen):
         warnings.warn(
-            f"The pixel range {name} of the VQGAN at {path} looks wrong: {other_name} gives a picture back with "
-            f"{ours / theirs:.0f} times less error. If its author does not say {name}, set pixel_range: {other_name}.",
+            f"The pixel range {chosen} of the VQGAN at {path} looks wrong: it gives a picture back as a network of "
+            f"{suspected} does. If its author does not say {chosen}, set pixel_range: {suspected}.",
             stacklevel=3,
         )
+
+
+def _suspected(wide: float, narrow: float) -> str | None:
+    """Tell the network's range from a picture's errors by -1..1 and by 0..1; None where it gives no picture back."""
+    if min(wide, narrow) >= WELL:
+        return None
+    return "-1..1" if wide < TWICE * narrow else "0..1"
 
 
 def _error(tokenizer: VQGAN) -> float:

@@ -22,7 +22,7 @@ from worldloom.tokenizers.codebook import Codebook
 
 Image = pytest.importorskip("PIL.Image", reason="SKIPPED FOR LACK OF PILLOW: pip install 'worldloom[vision]'")
 av = pytest.importorskip("av", reason="SKIPPED FOR LACK OF PYAV: pip install 'worldloom[vision]'")
-SIZE, IMAGES, CLIPS, KILLS = 32, 48, 6, 4
+SIZE, IMAGES, TARS, CLIPS, KILLS = 32, 48, 16, 6, 20
 
 
 def pixels(number: int) -> np.ndarray:
@@ -57,9 +57,9 @@ def world(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path:
     """Tars of pictures, some damaged, a folder of clips, a codebook, and the recipe that names them."""
     folder = tmp_path_factory.mktemp("world")
     (folder / "tars").mkdir()
-    for number in range(8):
+    for number in range(TARS):
         with tarfile.open(folder / "tars" / f"{number:05d}.tar", "w") as archive:
-            for i in range(number, IMAGES, 8):
+            for i in range(number, IMAGES, TARS):
                 add(archive, f"{i:09d}.png", b"damaged" if i == 20 else png(i % 40))
                 add(archive, f"{i:09d}.txt", b"" if i == 13 else f"a fox, number {i}".encode())
                 add(archive, f"{i:09d}.json", json.dumps({"url": f"http://x/{i}", "status": "success"}).encode())
@@ -128,20 +128,39 @@ def test_any_number_of_workers_makes_the_same_bytes(world: Path, built: Path, tm
     assert roots(tmp_path / "out") == roots(built)
 
 
+PLAIN = """
+import sys
+from worldloom.pipelines.build import EXAMPLES
+from worldloom.pipelines.deny import with_deny_lists
+from worldloom.pipelines.job import run_in_memory
+from worldloom.pipelines.tokenize import TokenizeJob
+from worldloom.recipe import load_recipe
+recipe, out = sys.argv[1:]
+run_in_memory(TokenizeJob(with_deny_lists(load_recipe(recipe, [])), f"{out}/{EXAMPLES}"))
+"""
+
+
 def test_kills_leave_the_root_as_it_is(world: Path, built: Path, tmp_path: Path) -> None:
-    out, draw = tmp_path / "out", random.Random(0)
-    for kill in range(KILLS):
-        call = [sys.executable, "-m", "worldloom.cli", "build", str(world / "recipe.yaml"), "--out", str(out)]
-        process = subprocess.Popen(
-            [*call, "--workers", str(kill % 3 + 1)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        units = out / "examples" / "units"
+    """Each after at least one more unit; what comes to its end all the same is begun anew.
+
+    Every fifth is a whole build with 1, 2 or 3 workers, the others its tokenize job alone, which starts sooner.
+    """
+    out, draw, kills = tmp_path / "out", random.Random(0), 0
+    units, recipe = out / "examples" / "units", str(world / "recipe.yaml")
+    while kills < KILLS:
+        call = ["-m", "worldloom.cli", "build", recipe, "--out", str(out), "--workers", str(kills // 5 % 3 + 1)]
+        call = call if kills % 5 == 0 or not out.exists() else ["-c", PLAIN, recipe, str(out)]
+        process = subprocess.Popen([sys.executable, *call], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         before = len(list(units.glob("*.json"))) if units.exists() else 0
         while process.poll() is None and not (units.exists() and len(list(units.glob("*.json"))) > before):
             time.sleep(0.01)
-        time.sleep(draw.random() * 0.2)
+        time.sleep(draw.random() * 0.05)
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        if process.wait() == -signal.SIGKILL:
+            kills += 1
+        else:
+            assert process.returncode == 0
+            shutil.rmtree(out)
     build(world, out)
     assert roots(out) == roots(built)
     files = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
