@@ -212,7 +212,12 @@ def run_build(options: argparse.Namespace) -> int:
     from .pipelines.build import build
     from .recipe import load_recipe
 
-    made = build(load_recipe(options.recipe, options.set), options.out, options.beam, options.workers)
+    recipe = load_recipe(options.recipe, options.set)
+    if recipe.vocabulary.vision and recipe.vocabulary.vision.kind == "vqgan":
+        from .tokenizers.allocator import own_allocator
+
+        own_allocator()  # one worker encodes in this very process
+    made = build(recipe, options.out, options.beam, options.workers)
     _print_made(made, options.json)
     return 0
 

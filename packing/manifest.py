@@ -147,6 +147,16 @@ def read_index(folder: Folder) -> pa.Table:
         return pq.read_table(pa.PythonFile(file, mode="r"))
 
 
+def shards_of(folder: Folder, source: str) -> Iterator[tuple[str, str]]:
+    """Yield the path of every shard of a source in a finished data set, and its unit's name."""
+    with folder.fs.open(folder.path(INDEX), "rb") as file:
+        index = pq.ParquetFile(pa.PythonFile(file, mode="r"))
+        for batch in index.iter_batches(INDEX_GROUP, columns=["source", "path", "unit"]):
+            for row in batch.to_pylist():
+                if row["source"] == source:
+                    yield row["path"], row["unit"]
+
+
 def sweep(folder: Folder) -> int:
     """Remove every file that no report names: what kills and lost races left. Returns how many.
 

@@ -9,15 +9,19 @@ import numpy as np
 from .example import Example, Span
 
 VIDEO = "video"  # the kind of a span that covers all frames of a clip, endings included; its ref says how many
-LEAST = 2  # frames of a thinned video
+LEAST = 2  # frames of a thinned video; one of a single frame stays as it is
 
 
 class Thinning(NamedTuple):
-    """What becomes of an example: of a video's `n` frames `n * part // whole` stay; `length` tokens are left."""
+    """What becomes of an example: the part of its videos' frames that stays, and the tokens that are left."""
 
     part: int
     whole: int
     length: int
+
+    def left(self, frames: int) -> int:
+        """Return how many of a video's frames stay."""
+        return _left(frames, self.part, self.whole)
 
 
 def plan_thinning(
@@ -34,16 +38,15 @@ def plan_thinning(
     Returns:
       None where a video would keep fewer than two frames. What does not fit all the same is the caller's to judge.
     """
-    videos = [s for s in spans if s.kind == VIDEO] if frames is not None else []
-    counts = [frame_count(s) for s in videos]
-    most = max(counts, default=1)
-    part = most if frames == "fit" or frames is None else min(most, frames)
-    if frames == "fit":
-        part = _largest(most, lambda p: _length(length, videos, counts, p, most) <= room)
-    kept = [n * part // most for n in counts]
-    if any(k < min(LEAST, n) for k, n in zip(kept, counts, strict=True)):
+    videos = [(s, n) for s in spans if s.kind == VIDEO and (n := frame_count(s)) >= LEAST]
+    if frames is None or not videos:
+        return Thinning(1, 1, length)
+    most = max(count for _, count in videos)
+    fitting = _largest(most, lambda p: _length(length, videos, p, most) <= room) if frames == "fit" else frames
+    part = min(most, fitting)
+    if any(_left(count, part, most) < LEAST for _, count in videos):
         return None
-    return Thinning(part, most, _length(length, videos, counts, part, most))
+    return Thinning(part, most, _length(length, videos, part, most))
 
 
 def frame_count(span: Span) -> int:
@@ -51,9 +54,12 @@ def frame_count(span: Span) -> int:
     return int(json.loads(span.ref)["frames"])
 
 
-def _length(length: int, videos: list[Span], counts: list[int], part: int, whole: int) -> int:
-    sizes = [(s.end - s.start) // n for s, n in zip(videos, counts, strict=True)]
-    return length - sum((n - n * part // whole) * size for n, size in zip(counts, sizes, strict=True))
+def _left(frames: int, part: int, whole: int) -> int:
+    return frames if frames < LEAST else frames * part // whole
+
+
+def _length(length: int, videos: list[tuple[Span, int]], part: int, whole: int) -> int:
+    return length - sum((n - _left(n, part, whole)) * ((s.end - s.start) // n) for s, n in videos)
 
 
 def _largest(most: int, fits: Callable[[int], bool]) -> int:
@@ -77,7 +83,7 @@ def thin(example: Example, thinning: Thinning) -> Example:
     for number, span in enumerate(example.spans):
         if span.kind == VIDEO:
             count = frame_count(span)
-            left = count * thinning.part // thinning.whole
+            left = thinning.left(count)
             frames = np.zeros(count, bool)
             frames[uniform(left, count)] = True
             kept[span.start : span.end] = np.repeat(frames, (span.end - span.start) // count)

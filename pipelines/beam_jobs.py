@@ -11,11 +11,12 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from ..errors import RunFailed, UserError
+from ..packing.manifest import shards_of
 from ..packing.report import Report
 from ..packing.storage import TEMPORARY
 from . import duplicates as found
 from .duplicates import Duplicate, Member
-from .job import Job, finished_shards, pending, run_unit
+from .job import Job, pending, run_unit
 from .local_workers import LocalWorkers
 from .tokenize import TokenizeJob
 from .units import Unit
@@ -130,7 +131,7 @@ class ListShards(beam.DoFn):
         self._job = job
 
     def process(self, part: str) -> Iterator[tuple[str, str]]:
-        yield from finished_shards(self._job, part)
+        yield from shards_of(self._job.folder, part)
 
 
 class Hashes(beam.DoFn):

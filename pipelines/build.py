@@ -14,7 +14,7 @@ from ..packing.storage import Folder
 from ..recipe import PackSection, Recipe
 from . import duplicates
 from .deny import with_deny_lists
-from .job import Job, finish, pending, prepare, reopen
+from .job import Job, finish, is_done, prepare, reopen
 from .pack import PackJob
 from .progress import ReportBar
 from .tokenize import TokenizeJob, surroundings, versions
@@ -168,8 +168,8 @@ def run(
 
 def count(job: Job) -> tuple[int, int]:
     """Count a job's units, and those still to be done."""
-    total = sum(1 for part in job.parts() for _ in job.units(part))
-    return total, sum(1 for part in job.parts() for _ in pending(job, part))
+    done = [is_done(job, unit) for part in job.parts() for unit in job.units(part)]
+    return len(done), done.count(False)
 
 
 def find_duplicates(job: TokenizeJob, examples: dict[str, Any], flags: list[str]) -> None:
@@ -217,6 +217,7 @@ def describe_packed(job: PackJob) -> dict[str, Any]:
         "length": job.section.length,
         "weights": str(job.section.weights),
         "split": job.section.split,
+        "frames": job.section.frames,
         "examples": {"root": examples["root"], "rows": examples["rows"], "tokens": examples["tokens"]},
         **{name: examples[name] for name in keep},
     }

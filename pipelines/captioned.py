@@ -1,9 +1,9 @@
 """Pictures and clips with captions: what tars, tables, folders and datasets hold, the bad ones named."""
 
 import hashlib
-import math
 import posixpath
 import re
+import reprlib
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ from .units import Part
 
 Found = ImageText | VideoText | BadRecord
 FORMS = {"image-text": "picture", "video-text": "clip"}
-CLOCK = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?)", re.ASCII)  # HH:MM:SS.mmm, MM:SS or seconds
+LATEST = 1e9  # seconds
+# HH:MM:SS.mmm, MM:SS or seconds
+CLOCK = re.compile(r"(?:(?:(\d{1,9}):)?(\d{1,9}):)?(\d{1,9}(?:\.\d{0,99})?)", re.ASCII)
 
 
 def read_part(source: MediaSource, part: Part, folder: Path | None = None) -> Iterator[Found]:
@@ -184,12 +186,21 @@ def _of_row(source: MediaSource, row: Row, root: Root, folder: Path | None) -> F
     try:
         text = _caption(column(row.values, found.caption) if found.caption else None)
         media = _media(source, found, row.values, root, folder)
-        held = (found.media, found.media.split(".")[0]) if found.media else ()
-        row = row._replace(values={name: value for name, value in row.values.items() if name not in held})
+        if found.media:  # its bytes
+            row = row._replace(values=_without(row.values, found.media))
         return _record(row, text, media, source, (found.start, found.end))
     except Unfit as flaw:
         discard(media)
         return BadRecord(row.record, row.where, flaw.reason, flaw.detail, flaw.status)
+
+
+def _without(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """Take a column out of a row; dots lead into nested ones."""
+    top, _, rest = name.partition(".")
+    if name in values or not rest:
+        return {column: value for column, value in values.items() if column != name}
+    inner = values.get(top)
+    return {**values, top: _without(inner, rest)} if isinstance(inner, dict) else values
 
 
 def _media(source: MediaSource, found: Roles, values: dict[str, Any], root: Root, folder: Path | None) -> Media:
@@ -259,9 +270,9 @@ def seconds(value: object) -> float:
     Raises:
       Unfit: if it is neither, or negative.
     """
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < LATEST:
         return float(value)
     if isinstance(value, str) and (clock := CLOCK.fullmatch(value.strip())):
         hours, minutes, rest = clock.groups()
         return 3600 * int(hours or 0) + 60 * int(minutes or 0) + float(rest)
-    raise Unfit(FAILED, "bad times", f"found {value!r} where seconds or HH:MM:SS.mmm are needed")
+    raise Unfit(FAILED, "bad times", f"found {reprlib.repr(value)} where seconds or HH:MM:SS.mmm are needed")

@@ -30,6 +30,10 @@ class Job(Protocol):
         """List the units of a part, in the order of their names."""
         ...
 
+    def names(self, part: str) -> Iterator[str]:
+        """List the names of a part's units in their order, without looking at what their keys depend on."""
+        ...
+
     def agrees(self, unit: Unit, report: Report) -> bool:
         """Do the rows of a finished unit with the right key still agree with the recipe?"""
         ...
@@ -119,15 +123,7 @@ def _reports(job: Job) -> Iterator[Report]:
             yield job.settle(report)
 
 
-def finished_shards(job: Job, part: str) -> Iterator[tuple[str, str]]:
-    """Yield the path of every shard of a finished job's part, and its unit's name."""
-    for unit in job.units(part):
-        report = read_report(job.folder, unit.name)
-        assert report is not None, unit.name  # the job was finished
-        yield report.shard.path, unit.name
-
-
 def stray_units(job: Job) -> list[str]:
     """List the units that have a report and no longer exist, for example of files that were taken away."""
-    expected = {unit.name for part in job.parts() for unit in job.units(part)}
+    expected = {name for part in job.parts() for name in job.names(part)}
     return [name for name in finished_units(job.folder) if name not in expected]

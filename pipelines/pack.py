@@ -72,10 +72,17 @@ class PackJob:
         vocabulary = self.dataset.vocabulary.fingerprint
         split = (self.section.split, self.seed, self.eval) if self.section.split != "all" else "all"
         facts = digest(self.section.length, split, self.section.frames, vocabulary, __version__)
+        for name, parts in self._groups(part):
+            dropped = self._dropped([p.id for p in parts]).select(["unit", "row"]).to_pylist()
+            yield Unit(name, part, parts, digest(facts, [p.version for p in parts], dropped))
+
+    def names(self, part: str) -> Iterator[str]:
+        return (name for name, _ in self._groups(part))
+
+    def _groups(self, part: str) -> Iterator[tuple[str, tuple[Part, ...]]]:
         most = min(max(PER_UNIT * self.section.length, LEAST_TOKENS), MOST_TOKENS)
         for number, parts in enumerate(group(self._shards(part), most)):
-            dropped = self._dropped([p.id for p in parts]).select(["unit", "row"]).to_pylist()
-            yield Unit(f"{part}-{number:07d}", part, parts, digest(facts, [p.version for p in parts], dropped))
+            yield f"{part}-{number:07d}", parts
 
     def _shards(self, source: str) -> Iterator[tuple[Part, int]]:
         for batch in self.dataset.index.to_batches(INDEX_ROWS):

@@ -6,7 +6,7 @@ import os
 import reprlib
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,7 +131,7 @@ def number(value: Any) -> float | None:
         return None
     try:
         return float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 
@@ -177,7 +177,7 @@ def decode(
         if isinstance(item, Reject):
             yield item
             continue
-        clip = Clip(item[0])
+        clip = Clip(replace(item[0], media=Media(link=item[0].media.link)))  # its bytes have gone to the decoder
         try:
             for part in frames:
                 clip.info |= part.info
@@ -304,7 +304,7 @@ def fetch_limits(source: MediaSource) -> FetchLimits:
 
 def decoder_count(tokenizer: VisionTokenizer) -> int:
     """Return how many decoder processes feed a tokenizer: one, and more only where a GPU waits for them."""
-    return min(8, os.cpu_count() or 1) if getattr(tokenizer, "device", "cpu") != "cpu" else 1
+    return 1 if tokenizer.device == "cpu" else min(8, os.cpu_count() or 1)
 
 
 def _reject(found: Found, source: MediaSource, unfit: Unfit, stage: str, exact: bytes = b"") -> Reject:

@@ -57,9 +57,17 @@ class TokenizeJob:
     def units(self, part: str) -> Iterator[Unit]:
         source = self.recipe.source(part)
         facts = digest(key_facts(self.recipe, source), self.vocabulary.fingerprint, versions(self.recipe, source))
-        for number, parts in enumerate(group(list_parts(source), source.unit_bytes)):
+        for name, parts in self._groups(part):
             inputs = [(p.id, p.start, p.end, p.size, p.version, *_named(source, p)) for p in parts]
-            yield Unit(f"{part}-{number:07d}", part, parts, digest(facts, inputs))
+            yield Unit(name, part, parts, digest(facts, inputs))
+
+    def names(self, part: str) -> Iterator[str]:
+        return (name for name, _ in self._groups(part))
+
+    def _groups(self, part: str) -> Iterator[tuple[str, tuple[Part, ...]]]:
+        source = self.recipe.source(part)
+        for number, parts in enumerate(group(list_parts(source), source.unit_bytes)):
+            yield f"{part}-{number:07d}", parts
 
     def agrees(self, unit: Unit, report: Report) -> bool:
         entries, mark = deny_list(tuple(self.recipe.source(unit.source).deny))

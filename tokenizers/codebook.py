@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import fsspec
 import numpy as np
@@ -49,6 +50,7 @@ class Codebook:
 
     patches: np.ndarray
     size: int = SIZE
+    device: ClassVar[str] = "cpu"
 
     def __post_init__(self) -> None:
         """Copy the table, so that nobody changes it; raises UserError where it does not fit the pictures."""

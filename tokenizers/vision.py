@@ -18,6 +18,7 @@ class VisionTokenizer(Protocol):
       grid: codes a side, 16 for LWM's.
       codes: number of different codes.
       digest: 32 hexadecimal characters that change with anything that decides a code.
+      device: what it computes on, `cpu` or `cuda`.
     """
 
     @property
@@ -31,6 +32,9 @@ class VisionTokenizer(Protocol):
 
     @property
     def digest(self) -> str: ...
+
+    @property
+    def device(self) -> str: ...
 
     def encode(self, frames: np.ndarray) -> np.ndarray:
         """Return codes `uint16[n, grid * grid]`, row-major, of RGB pictures `uint8[n, size, size, 3]`.

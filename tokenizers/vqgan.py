@@ -71,6 +71,7 @@ class VQGAN:
       size: side of a picture in pixels.
       grid: codes a side.
       codes: number of different codes.
+      device: `cpu` or `cuda`.
       digest: blake2b of the weights, the config, the pixel range and the setting, 32 hexadecimal characters.
     """
 
@@ -80,8 +81,8 @@ class VQGAN:
         self._low, high = RANGES[pixel_range]
         self._unit = 255 / (high - self._low)  # so that x / unit + low is x / 127.5 - 1 for LWM, as it computes it
         self._model = model
-        self._device = model.device
-        self._setting = SETTINGS[self._device.type]
+        self.device = model.device.type
+        self._setting = SETTINGS[self.device]
         self.grid = SIZE >> (len(model.config["block_out_channels"]) - 1)
         self.codes = int(model.config["num_vq_embeddings"])
         self.digest = digest
@@ -124,7 +125,7 @@ class VQGAN:
 
     @torch.inference_mode()
     def _encode(self, frames: np.ndarray) -> np.ndarray:
-        pixels = torch.from_numpy(frames).to(self._device).permute(0, 3, 1, 2).float().contiguous()
+        pixels = torch.from_numpy(frames).to(self.device).permute(0, 3, 1, 2).float().contiguous()
         latents = self._model.encode((pixels / self._unit + self._low).to(self._setting.dtype)).latents
         codes = self._model.quantize(latents.float())[2][2]
         return codes.reshape(len(frames), -1).cpu().numpy().astype(np.uint16)
@@ -132,7 +133,7 @@ class VQGAN:
     @torch.inference_mode()
     def _decode(self, codes: np.ndarray) -> np.ndarray:
         side = isqrt(codes.shape[1])
-        indices = torch.from_numpy(codes.astype(np.int64)).to(self._device)
+        indices = torch.from_numpy(codes.astype(np.int64)).to(self.device)
         entries = self._model.quantize.embedding(indices).unflatten(1, (side, side)).permute(0, 3, 1, 2).contiguous()
         pixels = self._model.decode(entries.to(self._setting.dtype), force_not_quantize=True).sample.float()
         levels = ((pixels - self._low) * self._unit).round().clamp(0, 255)

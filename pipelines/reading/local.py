@@ -44,11 +44,15 @@ def local_copy(media: Media, most: int, folder: Path) -> Media:
             raise _too_large(most)
         return Media(path=str(path))
     with tempfile.NamedTemporaryFile(dir=folder, delete=False) as copy:
-        if media.path:
-            with _opened(media.path) as file:
-                _copy(file, copy.file, most)
-        else:
-            copy.write(media.data)
+        try:
+            if media.path:
+                with _opened(media.path) as file:
+                    _copy(file, copy.file, most)
+            else:
+                copy.write(media.data)
+        except BaseException:
+            Path(copy.name).unlink()
+            raise
     return Media(path=copy.name, temporary=True)
 
 

@@ -1,6 +1,7 @@
 """Thinning against lists that are cut by hand."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,13 +46,16 @@ def test_fit_keeps_the_most_frames_that_fit_by_one_ratio(videos: list[int], imag
     made, most = example(videos, images, text), max(videos)
 
     def kept(part: int) -> list[list[int]]:
-        counts = [n * part // most for n in videos]
+        counts = [n if n == 1 else n * part // most for n in videos]
         return [[int(i * (n - 1) / (k - 1) + 1e-9) for i in range(k)] if k > 1 else [0] * k
                 for n, k in zip(videos, counts, strict=True)]  # fmt: skip
 
     parts = [p for p in range(most + 1) if len(by_hand(videos, kept(p), images, text)) <= room] or [0]
     best = kept(max(parts))
     planned = plan_thinning(len(made.tokens), made.spans, room, "fit")
+    if most == 1:  # nothing to thin: it is the packer's to judge
+        assert planned == (1, 1, len(made.tokens))
+        return
     if any(len(k) < min(2, n) for k, n in zip(best, videos, strict=True)):
         assert planned is None
         return
@@ -87,12 +91,24 @@ def test_what_fits_is_left_as_it_is() -> None:
     assert thin(made, planned).spans == made.spans
 
 
-@pytest.mark.parametrize(("videos", "frames"), [([10, 1], 5), ([40, 3], 20)])
-def test_a_video_of_one_frame_stays_and_one_that_would_keep_one_drops_the_example(
-    videos: list[int], frames: int
-) -> None:
-    made = example(videos)
-    assert plan_thinning(len(made.tokens), made.spans, 10_000, frames) is None
+def test_a_video_that_would_keep_one_frame_drops_the_example() -> None:
+    made = example([40, 3])
+    assert plan_thinning(len(made.tokens), made.spans, 10_000, 20) is None
+
+
+@pytest.mark.parametrize("frames", ["fit", 5])
+def test_a_video_of_one_frame_stays(frames: Any) -> None:
+    made = example([10, 1])
+    planned = plan_thinning(len(made.tokens), made.spans, 33, frames)
+    assert planned is not None
+    assert thin(made, planned).tokens.tolist() == by_hand([10, 1], [[0, 2, 4, 6, 9], [0]], 0, 2)
+
+
+@pytest.mark.parametrize("frames", ["fit", 2, None])
+def test_what_has_no_video_is_left_to_the_packer(frames: Any) -> None:
+    """Text that is longer than the room is cut into windows there."""
+    made = example([], images=1, text=1000)
+    assert plan_thinning(len(made.tokens), made.spans, 64, frames) == (1, 1, len(made.tokens))
 
 
 def test_uniform_is_lwm_s_linspace() -> None:

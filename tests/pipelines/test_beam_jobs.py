@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from worldloom.packing.manifest import shards_of
 from worldloom.packing.report import UNITS
 from worldloom.packing.storage import Folder
 from worldloom.pipelines import duplicates
 from worldloom.pipelines.beam_jobs import run_duplicates, run_job
 from worldloom.pipelines.build import describe_examples, describe_packed, duplicates_key, pack_job
-from worldloom.pipelines.job import finish, finished_shards, pending, prepare, run_in_memory, run_unit
+from worldloom.pipelines.job import finish, pending, prepare, run_in_memory, run_unit
 from worldloom.pipelines.tokenize import TokenizeJob
 from worldloom.recipe import Recipe, load_recipe
 
@@ -48,7 +49,7 @@ def everything(recipe: Recipe, out: Path, flags: list[str], workers: int, in_mem
     made = finish(job, describe_examples(job), 1.0)
     key = duplicates_key(made)
     if in_memory:
-        shards = [shard for part in job.parts() for shard in finished_shards(job, part)]
+        shards = [shard for part in job.parts() for shard in shards_of(job.folder, part)]
         members = [m for path, unit in shards for m in duplicates.hashes(job.folder, path, unit, near=False)]
         duplicates.write(job.folder, duplicates.find_in_memory(members), key)
     else:

@@ -298,11 +298,39 @@ def test_times_are_seconds_or_a_clock_s(value: object, expected: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["", "-1", -1, "nan", float("inf"), float("nan"), True, None, "1e3", "1:2:3:4", "\uff11"]
+    "value",
+    [
+        "",
+        "-1",
+        -1,
+        "nan",
+        float("inf"),
+        float("nan"),
+        10**400,
+        "9" * 5000,
+        "9" * 5000 + ":1",
+        True,
+        None,
+        "1e3",
+        "1:2:3:4",
+        "\uff11",
+    ],
 )
 def test_other_times_are_refused(value: object) -> None:
     with pytest.raises(Unfit, match="bad times"):
         seconds(value)
+
+
+def test_a_nested_column_of_media_leaves_its_neighbours(tmp_path: Path) -> None:
+    row = {"meta": {"image": {"bytes": b"p", "path": None}, "score": 5.0}, "caption": "c", "other": {"image": 1}}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
+    more = {
+        "columns": {"media": "meta.image"},
+        "filters": {"at_least": {"meta.score": 1}, "equals": {"other.image": 1}},
+    }
+    (found,) = read(tmp_path, **more)
+    assert isinstance(found, ImageText) and found.media.data == b"p"
+    assert found.columns == {"caption": "c", "meta": {"score": 5.0}, "other": {"image": 1}}
 
 
 def test_the_files_that_a_table_names_are_part_of_what_a_unit_depends_on(tmp_path: Path) -> None:

@@ -78,8 +78,8 @@ def test_it_was_tokenized_once(built: Path) -> None:
 SCENES, HOUR, MINUTE = 500, 3600, 60  # seconds
 RUN = """
 import json, resource, sys
-from worldloom.pipelines import decoding, pictured
-from worldloom.pipelines.decoding.decoders import Decoders
+from worldloom.pipelines import pictured
+from worldloom.pipelines.decoding.decoders import close_kept
 from worldloom.pipelines.records import Media, VideoText
 from worldloom.recipe import Recipe
 path, records, budget, sampling, model, codebook = sys.argv[1:]
@@ -89,7 +89,7 @@ recipe = Recipe.model_validate({"vocabulary": vocabulary, "sources": [source]})
 records = (VideoText(str(i), "w", "a fox", Media(path=path)) for i in range(int(records)))
 frames = [len(row.tokens) // 257 for row in pictured.rows(recipe, recipe.sources[0], records, frozenset())]
 own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-decoding.decoders._kept(1).close()
+close_kept()
 print(json.dumps([frames, own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss]))
 """
 

@@ -209,6 +209,13 @@ def test_sources_can_be_chosen(tmp_path: Path, examples: tuple[Toy, str]) -> Non
     assert packed.manifest["ledger"]["read"] == len(made["b-0"]) + len(made["b-1"])
 
 
+@pytest.mark.parametrize("frames", ["fit", 5])
+def test_thinning_leaves_text_as_it_is(tmp_path: Path, examples: tuple[Toy, str], frames: Any) -> None:
+    plain = Packed(examples[1], str(tmp_path / "plain"), {})
+    thinned = Packed(examples[1], str(tmp_path / "thinned"), {"frames": frames})
+    assert thinned.manifest["root"] == plain.manifest["root"]
+
+
 def test_the_same_examples_make_the_same_sequences(tmp_path: Path, examples: tuple[Toy, str]) -> None:
     _, url = examples
     packed = [Packed(url, str(tmp_path / name), {}) for name in ("one", "two")]

@@ -25,13 +25,13 @@ av = pytest.importorskip("av", reason="SKIPPED FOR LACK OF PYAV: pip install 'wo
 SIZE, IMAGES, TARS, CLIPS, KILLS = 32, 48, 16, 6, 20
 
 
-def pixels(number: int) -> np.ndarray:
-    return np.random.default_rng(number).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+def pixels(number: int, size: int = SIZE) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 256, (size, size, 3), np.uint8)
 
 
-def png(number: int) -> bytes:
+def png(number: int, size: int = SIZE) -> bytes:
     out = io.BytesIO()
-    Image.fromarray(pixels(number)).save(out, "PNG")
+    Image.fromarray(pixels(number, size)).save(out, "PNG")
     return out.getvalue()
 
 
@@ -126,6 +126,45 @@ def test_clips_are_thinned_to_what_fits(built: Path) -> None:
 def test_any_number_of_workers_makes_the_same_bytes(world: Path, built: Path, tmp_path: Path, workers: int) -> None:
     build(world, tmp_path / "out", "--workers", str(workers))
     assert roots(tmp_path / "out") == roots(built)
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path:
+    """Tars of two pictures each, a small VQGAN of random weights, and the recipe that names them."""
+    torch = pytest.importorskip("torch", reason="SKIPPED FOR LACK OF TORCH: pip install 'worldloom[vision]'")
+    from diffusers.models.autoencoders.vq_model import VQModel
+
+    folder = tmp_path_factory.mktemp("network")
+    torch.manual_seed(0)
+    sizes = {"block_out_channels": [8] * 5, "norm_num_groups": 4, "latent_channels": 8, "num_vq_embeddings": 64}
+    blocks = {"down_block_types": ["DownEncoderBlock2D"] * 5, "up_block_types": ["UpDecoderBlock2D"] * 5}
+    VQModel(**sizes, **blocks).save_pretrained(folder / "vqgan")
+    for number in range(3):
+        with tarfile.open(folder / f"{number}.tar", "w") as archive:
+            for i in (2 * number, 2 * number + 1):
+                add(archive, f"{i}.png", png(i, 256))
+                add(archive, f"{i}.txt", b"a fox")
+    vision = {"kind": "vqgan", "path": "vqgan", "pixel_range": "-1..1"}
+    recipe = {
+        "vocabulary": {"text": str(small_model), "vision": vision},
+        "sources": [{"name": "s", "kind": "image-text", "path": "*.tar", "unit_bytes": 1}],
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder
+
+
+def test_the_codes_of_a_network_are_the_same_for_any_number_of_workers(network: Path) -> None:
+    from worldloom.tokenizers.vision import load
+
+    found = []
+    for workers in (1, 3):  # each loads torch
+        build(network, network / str(workers), "--workers", str(workers))
+        found.append(open_dataset(str(network / str(workers) / "examples")))
+    assert len({data.root for data in found}) == 1
+    model = load("vqgan", str(network / "vqgan"), "-1..1")
+    expected = sorted(model.encode(pixels(i, 256)[None])[0].tobytes() for i in range(6))
+    tokens = [found[0].row(i).tokens.astype(int) - found[0].vocabulary.text_size for i in range(6)]
+    assert sorted(ids[(ids >= 0) & (ids < 64)].astype(np.uint16).tobytes() for ids in tokens) == expected
 
 
 PLAIN = """
