@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from worldloom.pipelines.captioned import read_part
 from worldloom.pipelines.decoding.decoders import Decoders, Request
-from worldloom.pipelines.pictured import BATCH, rows
+from worldloom.pipelines.encoding import BATCH
+from worldloom.pipelines.pictured import rows
 from worldloom.pipelines.reading.listing import list_parts
 from worldloom.recipe import Recipe
 from worldloom.tokenizers.codebook import Codebook

@@ -5,7 +5,8 @@ import reprlib
 from ..packing.ledger import DROPPED
 from ..packing.report import Reject
 from ..sources import Source
-from .reading.documents import column
+from .reading.columns import column
+from .reading.damage import storable
 from .records import BadRecord, Found, ImageText, TextDocument
 from .units import fraction
 
@@ -38,11 +39,6 @@ def url_of(found: Found) -> str:
         return storable(found.media.link)
     columns = found.columns if isinstance(found, TextDocument | ImageText) else {}
     return next((storable(str(value)) for name, value in columns.items() if name.lower() == "url" and value), "")
-
-
-def storable(name: str) -> str:
-    """Escape what UTF-8 has no bytes for: file names may hold any bytes, and JSON half a surrogate pair."""
-    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def denied_by(denied: frozenset[str], *names: str) -> str:

@@ -14,7 +14,7 @@ from ..records import Media
 from .files import filesystem, is_storage_trouble, open_raw
 
 
-def read_capped(url: str, most: int) -> bytes:
+def read_file(url: str, most: int) -> bytes:
     """Read a file.
 
     Raises:

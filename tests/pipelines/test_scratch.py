@@ -84,7 +84,7 @@ def test_a_unit_that_fails_leaves_no_clip(place: Path, small_model: Path, monkey
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(Codebook, "encode", broken)
-    monkeypatch.setattr("worldloom.pipelines.pictured.BATCH", 1)
+    monkeypatch.setattr("worldloom.pipelines.encoding.BATCH", 1)
     with pytest.raises(RuntimeError, match="out of memory"):
         job.run(unit)
     assert list(place.iterdir()) == [made]
