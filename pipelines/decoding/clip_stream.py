@@ -37,11 +37,12 @@ class Damage(Exception):
 
 
 class Video(NamedTuple):
-    """An open file, its first real video stream, and the unit of that stream's times in seconds."""
+    """An open file, its first real video stream, the unit of its times in seconds, and what each packet calls."""
 
     container: InputContainer
     stream: VideoStream
     time_base: Fraction
+    alive: Callable[[], None]
 
 
 class Timeline(NamedTuple):
@@ -58,7 +59,7 @@ class Timeline(NamedTuple):
 
 
 @contextmanager
-def open_video(path: str, pixels: int, threads: int) -> Iterator[Video]:
+def open_video(path: str, pixels: int, threads: int, alive: Callable[[], None]) -> Iterator[Video]:
     """Open a local file, which can make nothing else be opened; frames larger than `pixels` are never decoded.
 
     Raises:
@@ -84,7 +85,7 @@ def open_video(path: str, pixels: int, threads: int) -> Iterator[Video]:
         stream.thread_type = "AUTO"
         stream.codec_context.thread_count = threads
         stream.codec_context.options = {"err_detect": "explode", "max_pixels": str(pixels)}
-        yield Video(container, stream, stream.time_base or Fraction(1, av.time_base))
+        yield Video(container, stream, stream.time_base or Fraction(1, av.time_base), alive)
 
 
 def _find_stream(container: InputContainer) -> VideoStream:
@@ -109,7 +110,7 @@ def list_frames(video: Video, most: int) -> Timeline | None:
       Damage: a packet is broken.
       Unfit: there are more than `most` packets.
     """
-    container, stream, time_base = video
+    container, stream, time_base, _ = video
     if container.format.name not in PLAIN_CONTAINERS or _codec(stream) not in PLAIN_CODECS:
         return None
     times, roles = array("q"), bytearray()
@@ -221,7 +222,10 @@ def _sound(frames: list[VideoFrame]) -> Iterator[VideoFrame]:
 
 def _packets(video: Video) -> Iterator[Packet]:
     """Yield what is to be decoded; an empty packet would end the decoder's work."""
-    return (packet for packet in video.container.demux(video.stream) if packet.size)
+    for packet in video.container.demux(video.stream):
+        video.alive()
+        if packet.size:
+            yield packet
 
 
 def _role_finder(stream: VideoStream) -> Callable[[Packet], int]:

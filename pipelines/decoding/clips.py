@@ -3,8 +3,10 @@
 A first pass only lists the packets; a second one decodes what the chosen frames need and nothing else.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from fractions import Fraction
+from functools import partial
 from itertools import chain, repeat
 from typing import NamedTuple
 
@@ -16,13 +18,15 @@ from av.video.stream import VideoStream
 from ...packing.ledger import DROPPED, FAILED
 from ..media import Unfit
 from .clip_squares import Squarer, Turn, turn_of
-from .clip_stream import Damage, Timeline, decode_frames, decode_times, explain, list_frames, open_video
+from .clip_stream import Damage, Timeline, Video, decode_frames, decode_times, explain, list_frames, open_video
 from .frame_choice import Sampling, choose_ticks, count_ticks, frames_at, frames_between
 from .whole_files import find_break
 
 BATCH = 8
 SLACK = 0.5  # seconds by which a clip's stated end may lie behind its video's: times are rounded
 MAX_ASPECT = 16  # nothing useful is narrower, and scaling it would take memory without end
+
+Open = Callable[[], AbstractContextManager[Video]]
 
 
 class ClipLimits(NamedTuple):
@@ -91,14 +95,19 @@ class _Picture(NamedTuple):
     square: np.ndarray
 
 
-def read_clip(path: str, limits: ClipLimits) -> tuple[ClipInfo, Iterator[np.ndarray]]:
+def read_clip(
+    path: str, limits: ClipLimits, alive: Callable[[], None] = lambda: None
+) -> tuple[ClipInfo, Iterator[np.ndarray]]:
     """Return what a local video holds and its chosen frames, as batches uint8[m, size, size, 3], m at most BATCH.
+
+    `alive` is called at each packet that is read: in long files there may be many before the next frame.
 
     Raises:
       Unfit: a filter drops the clip, or it is damaged; the batches raise it too, where damage shows only later.
       OSError: the file cannot be read.
     """
-    timeline = _list_whole(path, limits)
+    opened = partial(open_video, path, limits.pixels, limits.threads, alive)
+    timeline = _list_whole(path, limits, opened)
     _check_end(_seconds(timeline.times, timeline.time_base), limits)
     part = frames_between(timeline.times, limits.start, limits.end, timeline.time_base)
     times, time_base = timeline.times[part], timeline.time_base
@@ -109,7 +118,7 @@ def read_clip(path: str, limits: ClipLimits) -> tuple[ClipInfo, Iterator[np.ndar
     _check_length(seconds, total, limits)
     ticks = choose_ticks(total, limits.budget, limits.sampling, limits.draw)
     wanted, counts = np.unique(frames_at(times, ticks, time_base, limits.rate), return_counts=True)
-    pictures = _pictures(path, limits, timeline, wanted + part.start, counts.tolist(), ticks)
+    pictures = _pictures(opened, limits, timeline, wanted + part.start, counts.tolist(), ticks)
     picture = next(pictures)
     span = ticks[-1] - ticks[0]
     info = ClipInfo(
@@ -125,13 +134,13 @@ def read_clip(path: str, limits: ClipLimits) -> tuple[ClipInfo, Iterator[np.ndar
     return info, _batches(chain([picture], pictures), len(ticks), limits.size)
 
 
-def _list_whole(path: str, limits: ClipLimits) -> Timeline:
+def _list_whole(path: str, limits: ClipLimits, opened: Open) -> Timeline:
     """Find a clip's frames, and refuse a broken file, of which a demuxer might give just less."""
     found = find_break(path)
     if found and found.reason == "damaged":
         raise Unfit(FAILED, *found)
     try:
-        timeline = _list(path, limits)
+        timeline = _list(opened, limits)
     except Unfit as unfit:
         if found and unfit.status == FAILED:
             raise Unfit(FAILED, found.reason, f"{unfit.detail}; {found.detail}") from unfit
@@ -142,14 +151,14 @@ def _list_whole(path: str, limits: ClipLimits) -> Timeline:
     return timeline
 
 
-def _list(path: str, limits: ClipLimits) -> Timeline:
+def _list(opened: Open, limits: ClipLimits) -> Timeline:
     """Find a clip's frames, by decoding them where nothing cheaper tells."""
     try:
-        with open_video(path, limits.pixels, limits.threads) as video:
+        with opened() as video:
             _check_shape(video.stream, limits)
             timeline = list_frames(video, limits.packets)
         if timeline is None:
-            with open_video(path, limits.pixels, limits.threads) as video:
+            with opened() as video:
                 timeline = decode_times(video, limits.packets)
     except Damage as damage:
         raise Unfit(FAILED, "damaged", explain(damage)) from damage
@@ -199,12 +208,12 @@ def _check_length(seconds: float, total: int, limits: ClipLimits) -> None:
 
 
 def _pictures(
-    path: str, limits: ClipLimits, timeline: Timeline, wanted: np.ndarray, counts: list[int], ticks: list[int]
+    opened: Open, limits: ClipLimits, timeline: Timeline, wanted: np.ndarray, counts: list[int], ticks: list[int]
 ) -> Iterator[_Picture]:
     """Yield one picture for each tick: a frame that is the last before several serves all of them."""
     done, turn = 0, None
     try:
-        with open_video(path, limits.pixels, limits.threads) as video:
+        with opened() as video:
             squarer = Squarer(limits.size, _pixel_aspect(video.stream))
             for frame, count in zip(decode_frames(video, timeline, wanted), counts, strict=True):
                 turn = turn or turn_of(frame)  # once: a look at a frame's side data keeps the frame from being freed
