@@ -86,85 +86,109 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("worldloom", description=__doc__, formatter_class=_Formatter)
     parser.add_argument("--version", action="version", version=f"worldloom {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    build = _add(commands, "build", run_build, "Build a data set from a recipe, resuming what is there.",
-                 "worldloom build recipes/lwm/text-32k.yaml --out data/text-32k --workers 8")  # fmt: skip
-    build.add_argument("recipe", help="a YAML file; relative paths in it start at its folder")
-    build.add_argument("--out", required=True, help="folder or URL of the data set")
-    _add_set(build)
-    _add_beam(build)
-
-    pack = _add(commands, "pack", run_pack, "Pack finished examples into sequences.",
-                "worldloom pack data/text-32k/examples --out data/packed-8192 --length 8192")  # fmt: skip
-    pack.add_argument("examples", help="a finished folder of examples (DIR/examples of a build)")
-    pack.add_argument("--out", required=True, help="folder or URL of the packed data set")
-    pack.add_argument("--length", required=True, type=int, help="tokens of a sequence")
-    pack.add_argument("--weights", choices=("lwm", "example", "token"), default="example",
-                      help="default rule of loss weights")  # fmt: skip
-    pack.add_argument("--split", choices=("all", "train", "eval"), default="all", help="side of the eval split")
-    pack.add_argument("--frames", type=frames, metavar="fit|N",
-                      help="thin videos to N frames, or to as many as fit; default: leave none out")  # fmt: skip
-    _add_beam(pack)
-
-    plan = _add(commands, "plan", run_plan, "Estimate rows, tokens, sequences, bytes and time from a sample.",
-                "worldloom plan recipes/lwm/text-1m.yaml --seconds 60")  # fmt: skip
-    plan.add_argument("recipe", help="a YAML file")
-    plan.add_argument("--seconds", type=float, default=20.0, help="time spent on each source's sample")
-    _add_set(plan)
-    _add_json(plan)
-
-    inspect = _add(commands, "inspect", run_inspect, "Summarise a data set, or show rows of it.",
-                   "worldloom inspect data/text-32k/packed-32768 --row 0")  # fmt: skip
-    inspect.add_argument("data", metavar="DIR", help="a folder of examples or sequences, or of a whole build")
-    inspect.add_argument("--row", type=int, help="show this row in detail")
-    inspect.add_argument("--record", metavar="ID", help="find a record's rows, or why there are none")
-    inspect.add_argument("--sample", type=positive, metavar="N", help="show N rows chosen at random, always the same")
-    inspect.add_argument("--task", help="only this task")
-    inspect.add_argument("--source", help="only this source")
-    inspect.add_argument("--weights", choices=("lwm", "example", "token"), help="rule of the weights shown")
-    inspect.add_argument("--tokenizer", metavar="MODEL", help="text model to decode with; default: the build's own")
-    inspect.add_argument("--vision", metavar="PATH", help="vision tokenizer to draw with; default: the build's own")
-    inspect.add_argument("--html", metavar="FILE", help="write the rows, frames drawn, as one web page")
-    inspect.add_argument("--sheet", metavar="FILE", help="write the rows' frames as one picture, a PNG")
-    inspect.add_argument("--full", action="store_true", help="shorten no text, and leave no frame out of the page")
-    _add_json(inspect)
-
-    verify = _add(commands, "verify", run_verify, "Check every shard, row, count and digest of a data set.",
-                  "worldloom verify data/text-32k")  # fmt: skip
-    verify.add_argument("data", metavar="DIR", help="a folder of examples or sequences, or of a whole build")
-    _add_json(verify)
-
-    train = _add(commands, "train", run_train, "Train a model on packed sequences, resuming from its checkpoint.",
-                 "worldloom train config.yaml --set steps=200")  # fmt: skip
-    train.add_argument("config", help="a YAML file")
-    _add_set(train)
-    _add_json(train)
-
-    tokenizer = _add(commands, "train-tokenizer", run_train_tokenizer, "Make a SentencePiece model from text files.",
-                     "worldloom train-tokenizer 'books/*.txt' --out my.model --size 8000")  # fmt: skip
-    tokenizer.add_argument("paths", nargs="+", help="text files, folders or globs")
-    tokenizer.add_argument("--out", required=True, help="the model file to write")
-    tokenizer.add_argument("--size", type=positive, default=32000, help="number of pieces")
-    tokenizer.add_argument("--seed", type=int, default=0, help="of the sample of sentences")
-
-    codebook = _add(commands, "train-codebook", run_train_codebook, "Make a codebook of picture patches from pictures.",
-                    "worldloom train-codebook 'pictures/*.png' --out codebook.npz --codes 1024")  # fmt: skip
-    codebook.add_argument("paths", nargs="+", metavar="IMAGES", help="picture files, folders or globs")
-    codebook.add_argument("--out", required=True, help="the codebook file to write")
-    codebook.add_argument("--codes", type=positive, default=8192, help="number of codes, 8192 at the most")
-    codebook.add_argument("--size", type=positive, default=256, help="side of a picture in pixels")
-    codebook.add_argument("--patch", type=positive, default=16, help="side of a patch in pixels")
-    codebook.add_argument("--seed", type=int, default=0, help="of the sample of patches")
-
-    vqgan = _add(commands, "convert-vqgan", run_convert_vqgan, "Turn LWM's VQGAN, a pickle, into safetensors.",
-                 "worldloom convert-vqgan LWM-Chat-1M-Jax/vqgan --out models/vqgan")  # fmt: skip
-    vqgan.add_argument("file", help="the `vqgan` file of LWM; nothing in it is run")
-    vqgan.add_argument("--out", required=True, help="folder to write")
-
-    quickstart = _add(commands, "quickstart", run_quickstart, "See it all: corpus, build, pack, inspect, train.",
-                      "worldloom quickstart quickstart-out")  # fmt: skip
-    quickstart.add_argument("out", metavar="DIR", help="a new folder, or that of an earlier quickstart")
+    for add in (_build_command, _pack_command, _plan_command, _inspect_command, _verify_command, _train_command,
+                _train_tokenizer_command, _train_codebook_command, _convert_vqgan_command,
+                _quickstart_command):  # fmt: skip
+        add(commands)
     return parser
+
+
+def _build_command(commands: Any) -> None:
+    parser = _add(commands, "build", run_build, "Build a data set from a recipe, resuming what is there.",
+                  "worldloom build recipes/lwm/text-32k.yaml --out data/text-32k --workers 8")  # fmt: skip
+    parser.add_argument("recipe", help="a YAML file; relative paths in it start at its folder")
+    parser.add_argument("--out", required=True, help="folder or URL of the data set")
+    _add_set(parser)
+    _add_beam(parser)
+
+
+def _pack_command(commands: Any) -> None:
+    parser = _add(commands, "pack", run_pack, "Pack finished examples into sequences.",
+                  "worldloom pack data/text-32k/examples --out data/packed-8192 --length 8192")  # fmt: skip
+    parser.add_argument("examples", help="a finished folder of examples (DIR/examples of a build)")
+    parser.add_argument("--out", required=True, help="folder or URL of the packed data set")
+    parser.add_argument("--length", required=True, type=int, help="tokens of a sequence")
+    parser.add_argument("--weights", choices=("lwm", "example", "token"), default="example",
+                        help="default rule of loss weights")  # fmt: skip
+    parser.add_argument("--split", choices=("all", "train", "eval"), default="all", help="side of the eval split")
+    parser.add_argument("--frames", type=frames, metavar="fit|N",
+                        help="thin videos to N frames, or to as many as fit; default: leave none out")  # fmt: skip
+    _add_beam(parser)
+
+
+def _plan_command(commands: Any) -> None:
+    parser = _add(commands, "plan", run_plan, "Estimate rows, tokens, sequences, bytes and time from a sample.",
+                  "worldloom plan recipes/lwm/text-1m.yaml --seconds 60")  # fmt: skip
+    parser.add_argument("recipe", help="a YAML file")
+    parser.add_argument("--seconds", type=float, default=20.0, help="time spent on each source's sample")
+    _add_set(parser)
+    _add_json(parser)
+
+
+def _inspect_command(commands: Any) -> None:
+    parser = _add(commands, "inspect", run_inspect, "Summarise a data set, or show rows of it.",
+                  "worldloom inspect data/text-32k/packed-32768 --row 0")  # fmt: skip
+    parser.add_argument("data", metavar="DIR", help="a folder of examples or sequences, or of a whole build")
+    parser.add_argument("--row", type=int, help="show this row in detail")
+    parser.add_argument("--record", metavar="ID", help="find a record's rows, or why there are none")
+    parser.add_argument("--sample", type=positive, metavar="N", help="show N rows chosen at random, always the same")
+    parser.add_argument("--task", help="only this task")
+    parser.add_argument("--source", help="only this source")
+    parser.add_argument("--weights", choices=("lwm", "example", "token"), help="rule of the weights shown")
+    parser.add_argument("--tokenizer", metavar="MODEL", help="text model to decode with; default: the build's own")
+    parser.add_argument("--vision", metavar="PATH", help="vision tokenizer to draw with; default: the build's own")
+    parser.add_argument("--html", metavar="FILE", help="write the rows, frames drawn, as one web page")
+    parser.add_argument("--sheet", metavar="FILE", help="write the rows' frames as one picture, a PNG")
+    parser.add_argument("--full", action="store_true", help="shorten no text, and leave no frame out of the page")
+    _add_json(parser)
+
+
+def _verify_command(commands: Any) -> None:
+    parser = _add(commands, "verify", run_verify, "Check every shard, row, count and digest of a data set.",
+                  "worldloom verify data/text-32k")  # fmt: skip
+    parser.add_argument("data", metavar="DIR", help="a folder of examples or sequences, or of a whole build")
+    _add_json(parser)
+
+
+def _train_command(commands: Any) -> None:
+    parser = _add(commands, "train", run_train, "Train a model on packed sequences, resuming from its checkpoint.",
+                  "worldloom train config.yaml --set steps=200")  # fmt: skip
+    parser.add_argument("config", help="a YAML file")
+    _add_set(parser)
+    _add_json(parser)
+
+
+def _train_tokenizer_command(commands: Any) -> None:
+    parser = _add(commands, "train-tokenizer", run_train_tokenizer, "Make a SentencePiece model from text files.",
+                  "worldloom train-tokenizer 'books/*.txt' --out my.model --size 8000")  # fmt: skip
+    parser.add_argument("paths", nargs="+", help="text files, folders or globs")
+    parser.add_argument("--out", required=True, help="the model file to write")
+    parser.add_argument("--size", type=positive, default=32000, help="number of pieces")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample of sentences")
+
+
+def _train_codebook_command(commands: Any) -> None:
+    parser = _add(commands, "train-codebook", run_train_codebook, "Make a codebook of picture patches from pictures.",
+                  "worldloom train-codebook 'pictures/*.png' --out codebook.npz --codes 1024")  # fmt: skip
+    parser.add_argument("paths", nargs="+", metavar="IMAGES", help="picture files, folders or globs")
+    parser.add_argument("--out", required=True, help="the codebook file to write")
+    parser.add_argument("--codes", type=positive, default=8192, help="number of codes, 8192 at the most")
+    parser.add_argument("--size", type=positive, default=256, help="side of a picture in pixels")
+    parser.add_argument("--patch", type=positive, default=16, help="side of a patch in pixels")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample of patches")
+
+
+def _convert_vqgan_command(commands: Any) -> None:
+    parser = _add(commands, "convert-vqgan", run_convert_vqgan, "Turn LWM's VQGAN, a pickle, into safetensors.",
+                  "worldloom convert-vqgan LWM-Chat-1M-Jax/vqgan --out models/vqgan")  # fmt: skip
+    parser.add_argument("file", help="the `vqgan` file of LWM; nothing in it is run")
+    parser.add_argument("--out", required=True, help="folder to write")
+
+
+def _quickstart_command(commands: Any) -> None:
+    parser = _add(commands, "quickstart", run_quickstart, "See it all: corpus, build, pack, inspect, train.",
+                  "worldloom quickstart quickstart-out")  # fmt: skip
+    parser.add_argument("out", metavar="DIR", help="a new folder, or that of an earlier quickstart")
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -204,8 +228,10 @@ def positive(text: str) -> int:
 
 
 def frames(text: str) -> int | str:
-    """Read `fit`, or a number of frames."""
-    return text if text == "fit" else positive(text)
+    """Read `fit`, or a number of frames: a clip keeps its first and its last."""
+    if text != "fit" and (not text.isdecimal() or int(text) < 2):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither fit nor a whole number from 2 on")
+    return text if text == "fit" else int(text)
 
 
 def run_build(options: argparse.Namespace) -> int:

@@ -20,6 +20,7 @@ from .packing.storage import Folder
 from .packing.verify import data_sets
 from .packing.weights import Rule
 from .page import Place, page
+from .recipe import VisionSection, VocabularySection
 from .tokenizers.text import load
 from .tokenizers.vision import VisionTokenizer
 from .tokenizers.vision import load as load_vision
@@ -98,7 +99,7 @@ def decoder(dataset: Dataset, path: str | None) -> Decode | None:
     """Load the text model that a data set was made with: the one named, else the one that its build's recipe names.
 
     Returns:
-      None where no recipe lies beside the data set, or its model is gone: ids are shown instead.
+      None where no recipe lies beside the data set, or its model is gone or not local: ids are shown instead.
 
     Raises:
       UserError: if the model named is another one.
@@ -121,14 +122,29 @@ def decoder(dataset: Dataset, path: str | None) -> Decode | None:
 
 def _recipe_model(folder: Folder) -> str | None:
     section = _vocabulary(folder)
-    return str(section["text"]) if section else None
+    return section.text if section and _is_local(section.text) else None
 
 
-def _vocabulary(folder: Folder) -> dict[str, Any] | None:
-    """Read the vocabulary section of the build's recipe, where there is one."""
+def _is_local(path: str) -> bool:
+    """May a path of a recipe be read unasked? A data set may be a stranger's, and so are the URLs in it."""
+    return "://" not in path and "::" not in path
+
+
+class _Loader(yaml.SafeLoader):
+    """A loader without merges, of which each line may double the last."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Leave a mapping as it is."""
+
+
+def _vocabulary(folder: Folder) -> VocabularySection | None:
+    """Read the vocabulary section of the build's recipe, where there is one, and it is well-formed."""
     for place in (folder, Folder(folder.url.rstrip("/").rpartition("/")[0] or ".")):
         if data := place.read(RECIPE):
-            return dict(yaml.safe_load(data)["vocabulary"])
+            try:
+                return VocabularySection.model_validate(yaml.load(data, _Loader)["vocabulary"])  # a SafeLoader
+            except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError):
+                return None
     return None
 
 
@@ -136,26 +152,29 @@ def vision_model(dataset: Dataset, path: str | None) -> VisionTokenizer | str:
     """Load the vision tokenizer that a data set was made with: the one named, else the one of its build's recipe.
 
     Returns:
-      Why there is none, where no recipe names one or it is gone.
+      Why there is none, where no recipe names one, or it is gone or not local.
 
     Raises:
       UserError: if the model named cannot be loaded, or is another one.
     """
-    section = (_vocabulary(dataset.folder) or {}).get("vision") or {}
+    recipe = _vocabulary(dataset.folder)
+    section = recipe.vision if recipe else None
     if path:
-        section = {"kind": "vqgan" if Path(path).is_dir() else "codebook", **section, "path": path}
+        section = section or VisionSection(kind="vqgan" if Path(path).is_dir() else "codebook", path=path)
+        section = section.model_copy(update={"path": path})
     if not section:
         return "no recipe beside the data set names a vision tokenizer: name it by --vision"
+    if not path and not _is_local(section.path):
+        return f"{visible(section.path)} is not read only because a recipe names it: name it by --vision"
     try:
-        model = load_vision(section["kind"], section["path"], section.get("pixel_range"))
+        model = load_vision(section.kind, section.path, section.pixel_range)
     except UserError as error:
         if path:
             raise
         return str(error)
     if model.digest != dataset.vocabulary.vision_digest:
         raise UserError(
-            f"{section['path']} is not the vision tokenizer that {dataset.folder.url} was made with:"
-            " name it by --vision"
+            f"{section.path} is not the vision tokenizer that {dataset.folder.url} was made with: name it by --vision"
         )
     return model
 

@@ -43,6 +43,13 @@ class PackSection(Section):
         None, description="thin videos uniformly: to so many frames at the most, or `fit`, to what the length holds"
     )
 
+    @field_validator("frames", mode="before")
+    @classmethod
+    def _frames(cls, value: Any) -> Any:
+        if value not in (None, "fit") and (type(value) is not int or value < 2):
+            raise ValueError(f"found {value!r}; give fit, or a whole number from 2 on")
+        return value
+
     @model_validator(mode="before")
     @classmethod
     def _default_name(cls, data: Any) -> Any:

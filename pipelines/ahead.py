@@ -7,18 +7,22 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-SECONDS = 0.1  # between two looks at whether anyone still wants a result
+SECONDS = 0.1  # between two looks at whether anyone still wants a result, and between two calls of `interrupt`
 
 
 @contextmanager
-def ahead(results: Iterator[T], most: int) -> Iterator[Iterator[T]]:
+def ahead(results: Iterator[T], most: int, interrupt: Callable[[], None] = lambda: None) -> Iterator[Iterator[T]]:
     """Give an iterator whose results are made by a thread, at most `most` of them in advance.
 
     What the stage raises is raised to whoever asks for the next result. When the block is left, the stage is closed
     on its own thread before this returns.
+
+    Args:
+      interrupt: breaks off what the stage waits for, so that it raises or goes on to its next result. Called where
+        the block is left before the stage has ended, again and again until it has: it may begin another wait.
     """
     waiting: queue.Queue[Callable[[], T]] = queue.Queue(most)
-    left = threading.Event()
+    left, ended = threading.Event(), threading.Event()
 
     def offer(take: Callable[[], T]) -> bool:
         while not left.is_set():
@@ -30,18 +34,17 @@ def ahead(results: Iterator[T], most: int) -> Iterator[Iterator[T]]:
         return False
 
     def work() -> None:
+        end: BaseException = StopIteration()
         try:
             for result in results:
                 if not offer(lambda result=result: result):  # type: ignore[misc]
                     break
-            else:
-                offer(_raiser(StopIteration()))
-        except BaseException as error:
-            offer(_raiser(error))
-        finally:
-            close = getattr(results, "close", None)
-            if close:
+            if close := getattr(results, "close", None):
                 close()
+        except BaseException as error:
+            end = error
+        ended.set()  # first: whoever has seen the end interrupts no more
+        offer(_raiser(end))
 
     def taken() -> Iterator[T]:
         while True:
@@ -56,6 +59,9 @@ def ahead(results: Iterator[T], most: int) -> Iterator[Iterator[T]]:
         yield taken()
     finally:
         left.set()
+        while not ended.is_set():
+            interrupt()
+            ended.wait(SECONDS)
         thread.join()
 
 

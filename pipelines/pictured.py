@@ -41,9 +41,16 @@ def rows(
         folder = stack.enter_context(scratch())
         fetcher = stack.enter_context(Fetcher(fetch_limits(source)))
         decoders = stack.enter_context(kept_decoders(decoder_count(tokenizer)))
+
+        def interrupt() -> None:
+            fetcher.interrupt()
+            decoders.interrupt()
+
         judged = judge_all(records, source, recipe.seed, denied)
         local = obtained(judged, source, fetcher, folder)
-        decoded = stack.enter_context(ahead(decode(local, source, tokenizer.size, recipe.seed, decoders), WAITING))
+        decoded = stack.enter_context(
+            ahead(decode(local, source, tokenizer.size, recipe.seed, decoders), WAITING, interrupt)
+        )
         for done in encode(decoded, tokenizer):
             yield done if isinstance(done, Reject) else finish(done, recipe, source, denied)
 

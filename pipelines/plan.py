@@ -1,9 +1,10 @@
 """Plans: what a recipe will make, how much and how long, from a sample of its input."""
 
 import time
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,16 +24,19 @@ from .models import text_tokenizer
 from .pack import in_eval
 from .reading.listing import list_parts
 from .records import Found
-from .tokenize import TokenizeJob, read, tokenize
-from .units import Part
+from .sampling import sample
+from .scratch import scratch
+from .tokenize import TokenizeJob, tokenize
 
 SAMPLE_SECONDS = 20.0  # spent on each source at the most
-SAMPLE_PARTS = 64
+PATIENCE = 0.1  # seconds for the next record when the time is over: those encoded in one batch come one upon the other
 
 
 @dataclass
 class SourcePlan:
     """What a sample says of a source; counts are scaled up by bytes from what was read.
+
+    Bytes within a part that was not read to its end are estimated.
 
     Attributes:
       bytes, parts: of the whole source, as it lies (compressed where it is).
@@ -84,7 +88,7 @@ def plan_recipe(recipe: Recipe, seconds: float = SAMPLE_SECONDS) -> dict[str, An
     """Estimate what a recipe makes: plain data.
 
     Args:
-      seconds: time spent on each source's sample, at the most and roughly.
+      seconds: time spent on each source's sample, at the most and roughly: what is being encoded is awaited.
     """
     recipe = with_deny_lists(recipe)
     job = TokenizeJob(recipe, "")
@@ -123,46 +127,54 @@ def plan_source(recipe: Recipe, source: Source, seconds: float) -> tuple[SourceP
     total = sum(size for _, size in parts)
     text_tokenizer(recipe.vocabulary.text).encode("the model is loaded before the clock runs")
     started = time.monotonic()
-    seen = [0, 0]  # bytes, records
-
-    def sample() -> Iterator[Found]:
-        for part, size in _spread(parts):
-            for found in read(source, part):
-                seen[1] += 1
-                yield found
-            seen[0] += size
-            if time.monotonic() - started > seconds:
-                return
-
+    reached: deque[float] = deque()  # bytes of the source, for each record on its way
     examples: list[Shape] = []
-    reasons: dict[str, int] = {}
-    for outcome in tokenize(recipe, source, sample(), frozenset(source.deny)):
-        reason = f"{outcome.status}: {outcome.reason}" if isinstance(outcome, Reject) else KEPT
-        reasons[reason] = reasons.get(reason, 0) + 1
-        if not isinstance(outcome, Reject):
-            examples.append(shape_of(outcome.segments[0], recipe))
-    records = seen[1]
-    sampled = seen[0] / total if total else 1.0
-    scale = 1 / sampled if sampled else 1.0
-    spent = (time.monotonic() - started) * scale
-    counted = {reason: round(n * scale) for reason, n in sorted(reasons.items())}
-    tokens = round(sum(e.length for e in examples) * scale)
-    whole = SourcePlan(
-        total, len(parts), sampled, round(records * scale), round(len(examples) * scale), tokens, spent, counted
-    )
-    return whole, Sample(examples, scale)
+    reasons: Counter[str] = Counter()
+    at = spent = 0.0
+    with scratch() as folder:
+        records = noted(sample(source, parts, folder), reached, total, started + seconds)
+        with closing(tokenize(recipe, source, records, frozenset(source.deny))) as outcomes:
+            for outcome in outcomes:
+                now = time.monotonic() - started
+                if reasons and spent >= seconds and now - spent > PATIENCE:
+                    break
+                at, spent = reached.popleft(), now
+                reasons[f"{outcome.status}: {outcome.reason}" if isinstance(outcome, Reject) else KEPT] += 1
+                if not isinstance(outcome, Reject):
+                    examples.append(shape_of(outcome.segments[0], recipe))
+            else:
+                at = reached.popleft() if reached else at
+    sampled = at / total if total else 1.0
+    found = Sample(examples, 1 / sampled if sampled else 1.0)
+    return estimate(total, len(parts), sampled, reasons, found, spent), found
+
+
+def noted(
+    records: Iterable[tuple[Found, float]], reached: deque[float], total: int, deadline: float
+) -> Iterator[Found]:
+    """Yield records, no more after the deadline, and note the place of each, and of the end where it is reached."""
+    for found, place in records:
+        reached.append(place)
+        yield found
+        if time.monotonic() >= deadline:
+            return
+    reached.append(total)
+
+
+def estimate(
+    total: int, parts: int, sampled: float, reasons: Counter[str], found: Sample, seconds: float
+) -> SourcePlan:
+    """Scale up what was counted of a sample."""
+    scaled = {reason: round(n * found.scale) for reason, n in sorted(reasons.items())}
+    tokens = round(sum(e.length for e in found.examples) * found.scale)
+    records, kept = round(reasons.total() * found.scale), round(len(found.examples) * found.scale)
+    return SourcePlan(total, parts, sampled, records, kept, tokens, seconds * found.scale, scaled)
 
 
 def shape_of(segment: Segment, recipe: Recipe) -> Shape:
     """Take from an example what packing looks at."""
     side = in_eval(recipe.seed, recipe.eval, segment.source, segment.record)
     return Shape(segment.length, tuple(s for s in segment.spans if s.kind == VIDEO), side)
-
-
-def _spread(parts: list[tuple[Part, int]]) -> Iterator[tuple[Part, int]]:
-    """Yield parts from all over a source: every 64th first, then those between, until all were."""
-    order = np.argsort(np.arange(len(parts)) % max(1, len(parts) // SAMPLE_PARTS), kind="stable")
-    return (parts[i] for i in islice(order, len(parts)))
 
 
 def plan_pack(

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from worldloom.cli import main, make_parser, missing_extra, split_beam_flags
+from worldloom.cli import frames, main, make_parser, missing_extra, split_beam_flags
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ["build", "pack", "plan", "inspect", "verify", "train", "train-tokenizer", "quickstart"]
@@ -39,6 +39,22 @@ def test_a_command_without_an_engine_takes_no_beam_flags(capsys):
 def test_what_follows_two_dashes_is_beams():
     own, beam = split_beam_flags(["build", "r", "--", "--runner=X", "--", "y"])
     assert own == ["build", "r"] and beam == ["--runner=X", "--", "y"]
+
+
+@pytest.mark.parametrize("found", ["1", "0", "-3", "2.5", "all", ""])
+def test_frames_are_two_or_more_or_fit(found, tmp_path, capsys):
+    """A clip keeps its first and its last frame; the recipe says the same."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["pack", "x", "--out", str(tmp_path / "out"), "--length", "9", "--frames", found])
+    assert "is neither fit nor a whole number from 2 on" in capsys.readouterr().err
+    assert main(["plan", str(ROOT / "recipes" / "quickstart.yaml"), "--set", f"pack.0.frames='{found}'"]) == 2
+    assert "give fit, or a whole number from 2 on" in capsys.readouterr().err
+    assert frames("fit") == "fit" and frames("2") == 2
+
+
+def test_a_recipe_with_one_frame_is_told_what_is_allowed(capsys):
+    assert main(["plan", str(ROOT / "recipes" / "quickstart.yaml"), "--set", "pack.0.frames=1"]) == 2
+    assert "pack.0.frames: found 1; give fit, or a whole number from 2 on" in capsys.readouterr().err
 
 
 def test_a_missing_extra_is_named():

@@ -213,6 +213,50 @@ def test_another_tokenizer_is_refused(made, tmp_path, capsys, models):
     assert len(pictures(Path(html))) == 3
 
 
+MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 99))
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "[",
+        "\x07",
+        "- 1",
+        "7",
+        "vocabulary: 7",
+        "vocabulary: {vision: {kind: vqgan, path: right}}",
+        "vocabulary: {text: [a], vision: {kind: vqgan, path: right}}",
+        "vocabulary: {text: a, vision: right}",
+        "vocabulary: {text: a, vision: {kind: [vqgan], path: right}}",
+        "vocabulary: {text: a, vision: {kind: vqgan}}",
+        "vocabulary: {text: a, vision: {kind: vqgan, path: right, more: 1}}",
+        "vocabulary: !!python/object/apply:os.getcwd []",
+        "2: " + "9" * 5000,
+        "[" * 5000,
+        MERGES + "vocabulary: *a98",
+    ],
+)
+def test_a_malformed_recipe_is_as_none(recipe, made, tmp_path, models):
+    data, html = made([clip("a", codes(1))]), tmp_path / "page.html"
+    (tmp_path / "build" / "recipe.yaml").write_text(recipe)
+    assert main(["inspect", data, "--row", "0", "--html", str(html)]) == 0
+    assert "no recipe beside the data set names a vision tokenizer" in words(html) and models["asked"] == []
+
+
+@pytest.mark.parametrize("url", ["http://a.example/right", "s3://a/right", "memory://right", "zip::file:///right"])
+def test_what_a_recipe_names_elsewhere_is_read_only_if_asked(url, made, tmp_path, models, monkeypatch):
+    """A data set may be a stranger's, and so are the URLs in its recipe."""
+    data, html = made([clip("a", codes(1))]), str(tmp_path / "page.html")
+    section = {"text": url, "vision": {"kind": "vqgan", "path": url, "pixel_range": "0..1"}}
+    (tmp_path / "build" / "recipe.yaml").write_text(yaml.safe_dump({"vocabulary": section}))
+    asked: list[str] = []
+    monkeypatch.setattr(inspection, "load", asked.append)
+    assert main(["inspect", data, "--row", "0", "--html", html]) == 0
+    assert asked == models["asked"] == [] and f"{url} is not read only because" in words(Path(html))
+    assert main(["inspect", data, "--row", "0", "--html", html, "--vision", url]) == 0
+    assert models["asked"] == [("vqgan", url, "0..1")] and len(pictures(Path(html))) == 1
+
+
 def test_the_kind_of_a_tokenizer_named_without_a_recipe_is_seen_from_its_path(made, tmp_path, models):
     data, html = made([clip("a", codes(1))], model=""), str(tmp_path / "page.html")
     (tmp_path / "folder" / "right").mkdir(parents=True)

@@ -13,8 +13,7 @@ from safetensors.numpy import save_file
 
 from ..errors import UserError
 from .pickled_arrays import read_arrays
-
-CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+from .vision import CONFIG, RANGE, WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def config(architecture: Architecture) -> dict[str, object]:
     levels = len(architecture.channels)
     return {
         "_class_name": "VQModel",
-        "_worldloom_pixel_range": "-1..1",  # LWM lwm/vision_chat.py
+        RANGE: "-1..1",  # LWM lwm/vision_chat.py
         "block_out_channels": architecture.channels,
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,

@@ -9,15 +9,16 @@ import pickle
 import pickletools
 from collections.abc import Callable, Iterator
 from math import prod
-from typing import IO, Any, cast
+from typing import IO, Any, ClassVar, cast
 
 import numpy as np
 
 from ..errors import UserError
 
 LARGEST = 1 << 30  # bytes; LWM's file has 585 MB
-MOST = 1_000_000  # opcodes and memo slots; LWM's file needs some ten thousand
+MOST = 1_000_000  # opcodes; LWM's file needs some ten thousand
 DEEPEST, MOST_ARRAYS = 8, 10_000  # of a tree; LWM's has five levels and 277 arrays
+MOST_SIDES = 8  # of an array; LWM's have four
 FLOATS = ("f2", "f4", "f8")
 DAMAGED = (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
 
@@ -39,16 +40,41 @@ def read_arrays(file: IO[bytes], name: str) -> dict[str, np.ndarray]:
 
 
 def _weigh(file: IO[bytes]) -> None:
-    """Refuse what would fill the memory: Python's reader makes room for any memo slot that it is told of."""
+    """Refuse what would fill the memory."""
     if file.seek(0, 2) > LARGEST:
         raise UserError(f"it is larger than {LARGEST:,} bytes, which no VQGAN of LWM's is.")
     file.seek(0)
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-        if count > MOST or ("PUT" in opcode.name and int(argument or 0) > MOST):
-            raise UserError(f"it holds more than {MOST:,} steps or objects, which no VQGAN of LWM's does.")
+    for count, _ in enumerate(pickletools.genops(file)):
+        if count > MOST:
+            raise UserError(f"it holds more than {MOST:,} steps, which no VQGAN of LWM's does.")
 
 
-class _Reader(pickle.Unpickler):
+class _Tree(dict[str, Any]):
+    """A dict that looks at a key before it hashes it: a tuple of tuples of the same tuples takes for ever."""
+
+    __slots__ = ()
+
+    def __init__(self, items: Any = ()):
+        super().__init__()
+        for key, part in items.items() if isinstance(items, dict) else items:
+            self[key] = part
+
+    def __setitem__(self, key: Any, part: Any) -> None:
+        if not isinstance(key, str):
+            raise UserError(f"it holds a key of type {type(key).__name__}; parameters are named by strings.")
+        super().__setitem__(key, part)
+
+
+class _Reader(pickle._Unpickler):
+    """Python's own reader, the one that is written in Python: it can be told to make trees for dicts, and no sets."""
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: load
+        for code, load in pickle._Unpickler.dispatch.items()
+        if bytes([code]) not in (pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET, pickle.DICT)
+    }
+    dispatch[pickle.EMPTY_DICT[0]] = lambda reader: reader.append(_Tree())
+
     def find_class(self, module: str, name: str) -> "_Admitted":
         if (module, name) not in ADMITTED:
             raise UserError(
@@ -79,11 +105,14 @@ class _Type:
 
     def __init__(self, code: Any, *_: Any):
         if code not in FLOATS:
-            raise UserError(f"it holds an array of type {code!r}; weights are one of {', '.join(FLOATS)}.")
+            found = repr(code[:9]) if isinstance(code, str) else type(code).__name__
+            raise UserError(f"it holds an array of type {found}; weights are one of {', '.join(FLOATS)}.")
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state: Any) -> None:
-        self.dtype = self.dtype.newbyteorder({"<": "<", ">": ">"}[state[1]])
+        if (order := state[1]) not in ("<", ">"):
+            raise ValueError("an array's bytes are in no known order")
+        self.dtype = self.dtype.newbyteorder(order)
 
 
 class _Array:
@@ -102,9 +131,10 @@ class _Array:
 def _array(content: Any, kind: Any, shape: Any, order: Any) -> np.ndarray:
     if not (isinstance(kind, _Type) and isinstance(content, bytes | bytearray) and isinstance(shape, tuple)):
         raise UserError("it holds an array without type, shape or bytes.")
-    sides = [side for side in shape if type(side) is int and 0 <= side <= LARGEST]
+    sides = [side for side in shape[:MOST_SIDES] if type(side) is int and 0 <= side <= LARGEST]
     if len(sides) != len(shape) or prod(sides) * kind.dtype.itemsize != len(content) or order not in ("C", "F"):
-        raise UserError(f"it holds an array of shape {shape!r} in {len(content):,} bytes.")
+        found = sides if len(sides) == len(shape) else "that is none"
+        raise UserError(f"it holds an array of shape {found} in {len(content):,} bytes.")
     return np.frombuffer(content, kind.dtype).reshape(shape, order=order)
 
 
@@ -127,8 +157,8 @@ def _not_called(*_: Any) -> None:
 
 
 ADMITTED: dict[tuple[str, str], Callable[..., Any]] = {
-    ("collections", "OrderedDict"): dict,
-    ("flax.core.frozen_dict", "FrozenDict"): dict,
+    ("collections", "OrderedDict"): _Tree,
+    ("flax.core.frozen_dict", "FrozenDict"): _Tree,
     ("numpy", "ndarray"): _not_called,
     ("numpy", "dtype"): _Type,
     ("numpy.core.multiarray", "_reconstruct"): _Array,
@@ -148,8 +178,8 @@ def _leaves(tree: Any) -> Iterator[tuple[str, np.ndarray]]:
         count += 1
         if len(path) > DEEPEST or max(count, len(waiting)) > MOST_ARRAYS:
             raise UserError(f"it is deeper than {DEEPEST} levels or has more than {MOST_ARRAYS:,} parts.")
-        if isinstance(node, dict):
-            waiting += [((*path, str(key)), part) for key, part in node.items()]
+        if isinstance(node, _Tree):
+            waiting += [((*path, key), part) for key, part in node.items()]
         elif isinstance(node, _Array) and node.value is not None:
             yield "/".join(path), node.value
         else:

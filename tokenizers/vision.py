@@ -7,7 +7,9 @@ import numpy as np
 from ..errors import UserError
 
 Kind = Literal["codebook", "vqgan"]
-PixelRange = Literal["-1..1", "0..1"]  # what a network takes for black..white: LWM's weights, aMUSEd's
+# The files of a VQGAN's folder, as diffusers publishes it, and our own key in its config, which says what the network
+# takes for black..white; diffusers passes over names with an underscore.
+CONFIG, WEIGHTS, RANGE = "config.json", "diffusion_pytorch_model.safetensors", "_worldloom_pixel_range"
 
 
 class VisionTokenizer(Protocol):

@@ -29,9 +29,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..errors import UserError
+from .vision import CONFIG, RANGE, WEIGHTS
 
-CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"  # as diffusers publishes them
-RANGE = "_worldloom_pixel_range"  # our key in config.json; diffusers passes over names with an underscore
 RANGES = {"-1..1": (-1.0, 1.0), "0..1": (0.0, 1.0)}  # what a network takes for black and white: LWM's, aMUSEd's
 SIZE = 256  # pixels a side: LWM lwm/vqgan.py, VQGANConfig.resolution; a config of diffusers does not say
 MOST_CODES = 1 << 16  # codes are uint16

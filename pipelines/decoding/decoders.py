@@ -70,6 +70,11 @@ class Decoders:
         for decoder in self._decoders:
             decoder.forget()
 
+    def interrupt(self) -> None:
+        """End the processes; whoever waits for one, on another thread, finds that it crashed."""
+        for decoder in self._decoders:
+            decoder.interrupt()
+
     def decode(
         self, items: Iterable[Item], request_of: Callable[[Item], Request | None]
     ) -> Iterator[tuple[Item, Iterator[Frames]]]:
@@ -152,6 +157,11 @@ class _Decoder:
             self._start()
         else:
             self._outbox.put(request)
+
+    def interrupt(self) -> None:
+        """End the process and no more: all else belongs to the thread that asks."""
+        if process := self._process:
+            process.kill()
 
     def _start(self) -> None:
         """Start a process and hand it all that is open."""

@@ -92,6 +92,7 @@ class Fetcher:
 
     def __init__(self, limits: FetchLimits, look_up: LookUp = look_up, open_socket: OpenSocket = open_socket):
         self._limits, self._look_up, self._open_socket = limits, look_up, open_socket
+        self._tasks: dict[asyncio.Task[Any], Gate] = {}  # what is under way, each with the gate of its call
 
     def __enter__(self) -> "Fetcher":
         self._loop = asyncio.new_event_loop()
@@ -129,20 +130,21 @@ class Fetcher:
 
         Raises:
           OSError: where a file cannot be written.
+          CancelledError: after `interrupt`; that of `concurrent.futures`.
         """
-        limits, tasks = self._limits, set[asyncio.Task[Any]]()
+        limits = self._limits
         gate = Gate(limits.at_once, limits.per_host, limits.bytes)
         waiting: deque[tuple[int, T, Future[Fetched | Unfit] | None]] = deque()
         number = 0
         with ExitStack() as stack:
             inner = folder and Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix="fetch-")))
-            stack.callback(self._end, tasks)
+            stack.callback(self._end, gate)
             for row in rows:
                 if (url := url_of(row)) is None:
                     waiting.append((number, row, None))
                 else:
                     path = inner and inner / str(number)
-                    one = recorded(fetch_one(self._session, gate, limits, number, url, path), tasks)
+                    one = self._recorded(fetch_one(self._session, gate, limits, number, url, path), gate)
                     waiting.append((number, row, asyncio.run_coroutine_threadsafe(one, self._loop)))
                     number += 1
                 while waiting and waiting[0][2] is None:
@@ -166,26 +168,34 @@ class Fetcher:
             found = found._replace(path=found.path.rename(inner.with_name(f"{inner.name}-{number}")))
         return row, found
 
+    def interrupt(self) -> None:
+        """End all requests under way: who waits for one, on another thread, is raised `CancelledError`."""
+        self._wait(cancel(self._tasks))
+
     def _wait(self, coroutine: Coroutine[Any, Any, R]) -> R:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
-    def _end(self, tasks: set[asyncio.Task[Any]]) -> None:
+    async def _recorded(self, coroutine: Coroutine[Any, Any, R], gate: Gate) -> R:
+        """Await a coroutine, its task being known as its call's meanwhile.
+
+        The loop begins what it was handed in order, so whatever it is handed later knows the task.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks[task] = gate
+        try:
+            return await coroutine
+        finally:
+            del self._tasks[task]
+
+    def _end(self, gate: Gate) -> None:
+        """End what one call has under way."""
+
+        async def end() -> None:
+            await cancel(task for task, its in self._tasks.items() if its is gate)
+
         if not self._loop.is_closed():
-            self._wait(cancel(tasks))
-
-
-async def recorded(coroutine: Coroutine[Any, Any, R], tasks: set[asyncio.Task[Any]]) -> R:
-    """Await a coroutine, its task being in a set meanwhile.
-
-    The loop begins what it was handed in order, so whatever it is handed later finds the task in the set.
-    """
-    task = asyncio.current_task()
-    assert task is not None
-    tasks.add(task)
-    try:
-        return await coroutine
-    finally:
-        tasks.discard(task)
+            self._wait(end())
 
 
 async def cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:

@@ -42,3 +42,39 @@ def test_leaving_early_closes_the_stage() -> None:
         assert next(results) == 0
         time.sleep(0.02)
     assert closed == [True] and threading.active_count() == before
+
+
+def test_a_stage_that_waits_is_interrupted_until_it_ends() -> None:
+    """Each of its waits ends only by an interruption of its own, and it begins three."""
+    interrupted, waits = threading.Semaphore(0), []
+
+    def waiting() -> Iterator[int]:
+        try:
+            yield 0
+            waits.append(interrupted.acquire(timeout=60))
+            yield 1
+        finally:
+            waits.extend(interrupted.acquire(timeout=60) for _ in range(2))
+
+    with ahead(waiting(), 2, interrupted.release) as results:
+        assert next(results) == 0
+    assert waits == [True] * 3
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_stage_that_has_ended_is_not_interrupted(fails: bool) -> None:
+    calls: list[bool] = []
+
+    def ending() -> Iterator[int]:
+        yield 1
+        if fails:
+            raise OSError("disk")
+
+    for _ in range(50):
+        with ahead(ending(), 2, lambda: calls.append(True)) as results:
+            if fails:
+                with pytest.raises(OSError, match="disk"):
+                    list(results)
+            else:
+                assert list(results) == [1]
+    assert not calls

@@ -2,7 +2,11 @@
 
 import hashlib
 import json
+import socket
+import threading
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,9 @@ import numpy as np
 import pytest
 from worldloom.packing.report import Reject
 from worldloom.packing.row import Row, row_examples
+from worldloom.pipelines import pictured
+from worldloom.pipelines.fetching import exchange
+from worldloom.pipelines.fetching.fetch import Fetcher
 from worldloom.pipelines.models import vocabulary_of
 from worldloom.pipelines.pictured import rows
 from worldloom.pipelines.records import BadRecord, Found, ImageText, Media, VideoText
@@ -196,3 +203,29 @@ def test_temporary_clips_are_removed(tmp_path: Path, small_model: Path, codebook
     record = VideoText("r", "w", caption, Media(path=str(path), temporary=True))
     assert isinstance(done(recipe_of(small_model, codebook, "video-text"), [record])[0], outcome)
     assert not path.exists()
+
+
+def test_a_job_is_left_while_a_link_hangs(small_model: Path, codebook: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server takes the connection and never says a word, for as long as the recipe would wait."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    class Redirected(socket.socket):
+        def connect(self, _: Any) -> None:
+            super().connect(server.getsockname())
+
+    async def look_up(_: str) -> list[str]:
+        return ["93.184.216.34"]
+
+    fetcher = partial(Fetcher, look_up=look_up, open_socket=lambda _: Redirected(socket.AF_INET, socket.SOCK_STREAM))
+    monkeypatch.setattr(pictured, "Fetcher", fetcher)
+    monkeypatch.setattr(exchange, "SILENCE", 3600)
+    recipe = recipe_of(small_model, codebook, fetch={"seconds": 3600})
+    found = [image(i) for i in range(70)] + [image(70, data=b"")]
+    found[-1] = replace(found[-1], media=Media(link="http://a.example/x.png"))
+    outcomes = rows(recipe, recipe.sources[0], iter(found), frozenset())  # type: ignore[arg-type]
+    next(outcomes)
+    with server, server.accept()[0]:
+        leaving = threading.Thread(target=outcomes.close)
+        leaving.start()
+        leaving.join(60)
+        assert not leaving.is_alive()

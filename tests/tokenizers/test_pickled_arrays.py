@@ -117,8 +117,7 @@ FLOAT = b"cnumpy\ndtype\nX\x02\x00\x00\x00f4\x89\x88\x87R"
         (pickle.dumps(GOOD)[:-20], "damaged"),
         (pickle.dumps([np.ones(3)]), "holds a list"),
         (pickle.dumps(b"text"), "holds a bytes"),
-        (b"\x80\x04N" + b"r" + struct.pack("<I", 0x7FFFFFFF) + b".", "more than 1,000,000"),  # a memo of 32 GB
-        (b"\x80\x04Np2147483647\n.", "more than 1,000,000"),
+        (b"\x80\x04N" + b"r" + struct.pack("<I", 0x7FFFFFFF) + b".", "holds a NoneType"),  # a slot, not as many
         (b"\x80\x04" + b"N0" * 600_000 + b"N.", "more than 1,000,000"),
         (b"\x80\x04\x8e" + struct.pack("<Q", 1 << 60) + b".", "damaged"),  # a string of an exabyte
         (b"\x80\x04Pany\n.", "damaged"),  # a persistent id
@@ -131,8 +130,10 @@ FLOAT = b"cnumpy\ndtype\nX\x02\x00\x00\x00f4\x89\x88\x87R"
         (b"\x80\x03(cos\nsystem\nX\x01\x00\x00\x00ao.", "os.system"),
         (b"\x80\x03(X\x01\x00\x00\x00aios\nsystem\n.", "os.system"),
         (reconstruct(b"."), "instead of an array"),
-        (reconstruct(b"(K\x01J\xff\xff\xff\x7f\x85" + FLOAT + b"\x89C\x04aaaatb."), r"shape \(2147483647,\) in 4"),
-        (reconstruct(b"(K\x01J\xff\xff\xff\xff\x85" + FLOAT + b"\x89C\x04aaaatb."), r"shape \(-1,\) in 4 bytes"),
+        (reconstruct(b"(K\x01J\xff\xff\xff\x7f\x85" + FLOAT + b"\x89C\x04aaaatb."), r"shape that is none in 4 bytes"),
+        (reconstruct(b"(K\x01J\xff\xff\xff\xff\x85" + FLOAT + b"\x89C\x04aaaatb."), r"shape that is none in 4 bytes"),
+        (reconstruct(b"(K\x01K\x02\x85" + FLOAT + b"\x89C\x04aaaatb."), r"shape \[2\] in 4 bytes"),
+        (reconstruct(b"(K\x01(" + b"K\x01" * 9 + b"t" + FLOAT + b"\x89C\x04aaaatb."), r"that is none in 4 bytes"),
         (reconstruct(b"(K\x01K\x01\x85" + FLOAT + b"\x89]tb."), "without type, shape or bytes"),
         (reconstruct(b"(K\x01K\x01\x85cnumpy\ndtype\n\x89C\x04aaaatb."), "without type, shape or bytes"),
         (reconstruct(b"}X\x05\x00\x00\x00valueNsb."), "damaged"),
@@ -141,6 +142,34 @@ FLOAT = b"cnumpy\ndtype\nX\x02\x00\x00\x00f4\x89\x88\x87R"
 def test_what_is_no_tree_is_refused(content: bytes, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read(content)
+
+
+PAIRS = b"\x80\x04)" + b"2\x86" * 99  # a tuple of twice a tuple of twice …: as text or hashed 2^99 steps
+NAMED = b"X\x01\x00\x00\x00a"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"}" + PAIRS + b"}s.", "a key of type tuple"),
+        (b"}(" + PAIRS + b"}u.", "a key of type tuple"),
+        (b"(" + PAIRS + b"}d.", "damaged"),
+        (b"\x8f(" + PAIRS + b"\x90.", "damaged"),
+        (b"(" + PAIRS + b"\x91.", "damaged"),
+        (b"ccollections\nOrderedDict\n](" + PAIRS + b"N\x86e\x85R.", "a key of type tuple"),
+        (b"ccollections\nOrderedDict\n)R" + PAIRS + b"Ns.", "a key of type tuple"),
+        (b"cflax.core.frozen_dict\nFrozenDict\n}" + NAMED + PAIRS + b"s\x85R.", "holds a tuple at 'a'"),
+        (b"}" + NAMED + PAIRS + b"s.", "holds a tuple at 'a'"),
+        (b"cnumpy\ndtype\n" + PAIRS + b"\x89\x88\x87R.", "array of type tuple"),
+        (FLOAT + b"(K\x03" + PAIRS + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb.", "no known order"),
+        (reconstruct(b"(K\x01" + PAIRS + FLOAT + b"\x89C\x04aaaatb."), "shape that is none"),
+        (reconstruct(b"(K\x01K\x01\x85" + PAIRS + b"\x89C\x04aaaatb."), "without type, shape or bytes"),
+        (b"}K\x01}s.", "a key of type int"),
+    ],
+)
+def test_keys_are_looked_at_before_they_are_hashed(content: bytes, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read(b"\x80\x04" + content.replace(b"\x80\x04", b""))
 
 
 @settings(max_examples=300, deadline=None)

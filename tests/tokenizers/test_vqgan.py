@@ -24,7 +24,8 @@ from safetensors.torch import load_file, save_file
 from worldloom.benchmarks.vqgan import pictures
 from worldloom.errors import UserError
 from worldloom.tokenizers import vqgan
-from worldloom.tokenizers.vqgan import CONFIG, RANGE, VQGAN, WEIGHTS, Setting, probe
+from worldloom.tokenizers.vision import CONFIG, RANGE, WEIGHTS
+from worldloom.tokenizers.vqgan import VQGAN, Setting, probe
 
 # amused/amused-512's vqvae/config.json as it is published (Hugging Face, 804 bytes), but for the sizes in TINY.
 AMUSED = {

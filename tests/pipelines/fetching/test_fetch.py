@@ -15,6 +15,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from email.utils import formatdate
 from pathlib import Path
@@ -969,6 +970,36 @@ def test_a_caller_may_stop_early(web, closed):
 
 async def running() -> set[Any]:
     return asyncio.all_tasks() - {asyncio.current_task()}
+
+
+def test_an_interruption_ends_the_wait_of_another_thread(web, tmp_path):
+    """For as long as a server stays silent, which is a minute here; later calls are served again."""
+    asked = threading.Event()
+
+    async def hang(request: Asked) -> None:
+        asked.set()
+        await asyncio.sleep(60)
+
+    web.behaviours["/hang"] = hang
+    web.says("/x")
+    raised: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            list(fetcher.fetch(["http://a.example/hang"] * 9, str, tmp_path))
+        except CancelledError as error:
+            raised.append(error)
+
+    with web.fetcher(seconds=60.0, retries=2) as fetcher:
+        reader = threading.Thread(target=wait)
+        reader.start()
+        assert asked.wait(30)
+        fetcher.interrupt()
+        reader.join(30)
+        assert len(raised) == 1 and list(tmp_path.iterdir()) == []
+        assert not fetcher._wait(running()) and not fetcher._tasks
+        [(_, found)] = fetcher.fetch(["http://a.example/x"], str)
+    assert found.data == b"picture"
 
 
 def test_errors_of_the_rows_and_the_caller_come_through(web):
