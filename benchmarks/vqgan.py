@@ -13,8 +13,8 @@ import torch
 from diffusers.models.autoencoders.vq_model import VQModel
 from safetensors.torch import save_file
 from worldloom.tokenizers.allocator import own_allocator
-from worldloom.tokenizers.vision import CONFIG, RANGE, WEIGHTS
 from worldloom.tokenizers.vqgan import VQGAN
+from worldloom.tokenizers.vqgan_folder import CONFIG, RANGE, WEIGHTS
 
 from .measure import Measure, seconds
 

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from ..errors import UserError
 from .pickled_arrays import read_arrays
-from .vision import CONFIG, RANGE, WEIGHTS
+from .vqgan_folder import CONFIG, RANGE, WEIGHTS
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,6 @@ import numpy as np
 from ..errors import UserError
 
 Kind = Literal["codebook", "vqgan"]
-# The files of a VQGAN's folder, as diffusers publishes it, and our own key in its config, which says what the network
-# takes for black..white; diffusers passes over names with an underscore.
-CONFIG, WEIGHTS, RANGE = "config.json", "diffusion_pytorch_model.safetensors", "_worldloom_pixel_range"
 
 
 class VisionTokenizer(Protocol):

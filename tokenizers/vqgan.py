@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..errors import UserError
-from .vision import CONFIG, RANGE, WEIGHTS
+from .vqgan_folder import CONFIG, RANGE, WEIGHTS
 
 RANGES = {"-1..1": (-1.0, 1.0), "0..1": (0.0, 1.0)}  # what a network takes for black and white: LWM's, aMUSEd's
 SIZE = 256  # pixels a side: LWM lwm/vqgan.py, VQGANConfig.resolution; a config of diffusers does not say

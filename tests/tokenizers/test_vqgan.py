@@ -24,8 +24,8 @@ from safetensors.torch import load_file, save_file
 from worldloom.benchmarks.vqgan import pictures
 from worldloom.errors import UserError
 from worldloom.tokenizers import vqgan
-from worldloom.tokenizers.vision import CONFIG, RANGE, WEIGHTS
 from worldloom.tokenizers.vqgan import VQGAN, Setting, probe
+from worldloom.tokenizers.vqgan_folder import CONFIG, RANGE, WEIGHTS
 
 # amused/amused-512's vqvae/config.json as it is published (Hugging Face, 804 bytes), but for the sizes in TINY.
 AMUSED = {
