@@ -269,12 +269,13 @@ def _named(segment: Segment) -> dict[str, Any]:
 
 
 class _Piece(NamedTuple):
-    """Tokens of a segment that are alike, and the place of the first in it."""
+    """Tokens of a segment that are alike, the place of the first in it, and whether a clip goes on with them."""
 
     start: int
     tokens: np.ndarray
     trained: bool
     vision: bool
+    follows: bool
 
 
 def _pieces(tokens: np.ndarray, trained: np.ndarray, vocabulary: Vocabulary) -> Iterator[_Piece]:
@@ -284,7 +285,8 @@ def _pieces(tokens: np.ndarray, trained: np.ndarray, vocabulary: Vocabulary) -> 
     if vocabulary.codes:
         edges |= tokens[:-1] >= vocabulary.eof
     for low, high in _parts(edges):
-        yield _Piece(low, tokens[low:high], bool(trained[low]), bool(vision[low]))
+        follows = low > 0 and bool(vocabulary.codes) and bool(tokens[low - 1] == vocabulary.eof)
+        yield _Piece(low, tokens[low:high], bool(trained[low]), bool(vision[low]), follows)
 
 
 def _parts(edges: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -305,13 +307,17 @@ def _run(
         "modality": modality,
         "weight": weights[modality] if piece.trained else 0.0,
         "tokens": ids,
-        "text": _frame(ids, vocabulary) if piece.vision else decode(ids) if decode else " ".join(map(str, ids)),
+        "text": _frame(ids, piece.follows, vocabulary) if piece.vision else _text(ids, decode),
     }
 
 
-def _frame(ids: list[int], vocabulary: Vocabulary) -> str:
+def _text(ids: list[int], decode: Decode | None) -> str:
+    return decode(ids) if decode else " ".join(map(str, ids))
+
+
+def _frame(ids: list[int], follows: bool, vocabulary: Vocabulary) -> str:
     """Describe a frame by its codes and what ends it, or a part of one."""
-    endings = {vocabulary.eof: "frame", vocabulary.eov: "image"}
+    endings = {vocabulary.eof: "frame", vocabulary.eov: "last frame" if follows else "image"}
     what = endings.get(ids[-1], "part of a frame")
     return f"⟨{what} of {len(ids) - (ids[-1] in endings):,} codes⟩"
 

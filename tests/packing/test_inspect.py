@@ -195,7 +195,7 @@ def test_text_is_decoded_and_frames_are_named(tmp_path):
         "b",
         "fg",
         "⟨frame of 4 codes⟩",
-        "⟨image of 7 codes⟩",
+        "⟨last frame of 7 codes⟩",
         "⟨part of a frame of 1 codes⟩",
         "c",
     ]
