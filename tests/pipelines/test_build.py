@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -302,7 +303,7 @@ def test_a_parquet_without_the_column_is_refused_before_the_start(recipe, corpus
 KILLS = 20
 
 
-def test_twenty_kills_leave_the_same_bytes(recipe, tmp_path):
+def test_twenty_kills_leave_the_same_bytes(recipe, tmp_path, begin_build):
     """SIGKILL at random moments, with 1, 2 and 3 workers: the bytes of an undisturbed build, and no file more."""
     folder = tmp_path / "books"
     for i in range(42):
@@ -311,32 +312,31 @@ def test_twenty_kills_leave_the_same_bytes(recipe, tmp_path):
     build(path, tmp_path / "calm")
     assert len(times(tmp_path / "calm" / "examples")) >= 40
     draw, killed = random.Random(7), 0
-    command = [sys.executable, "-m", "worldloom.cli", "build", str(path), "--out", str(tmp_path / "out")]
-    while killed < KILLS:
-        process = subprocess.Popen(
-            [*command, "--workers", str(1 + killed % 3)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        killed += kill_some_time(process, tmp_path / "out", draw)
-        if process.returncode == 0:
+    for turn in range(3 * KILLS):
+        early = killed < 14  # the rest falls into the packing
+        process = begin_build(path, tmp_path / "out", 0 if early and turn % 4 else turn % 3 + 1)
+        killed += kill_some_time(process, tmp_path / "out", draw.randint(1, 6) if early else 1, draw.random() * 0.05)
+        if killed == KILLS:
             break
+        if process.returncode == 0:  # it was too quick: there is to be something left
+            for packed in (tmp_path / "out").glob("packed-*"):
+                shutil.rmtree(packed)
+    assert killed == KILLS
     calm = snapshot(tmp_path / "calm")
-    assert killed >= 10
+    command = [sys.executable, "-m", "worldloom.cli", "build", str(path), "--out", str(tmp_path / "out")]
     assert subprocess.run([*command, "--workers", "2"], capture_output=True).returncode == 0
     out = snapshot(tmp_path / "out")
     assert out.keys() == calm.keys()
     assert [name for name in calm if out[name] != calm[name]] == []
 
 
-def kill_some_time(process: subprocess.Popen, out: Path, draw: random.Random) -> bool:
-    """Kill a build when it has finished one to three more units, or a moment later. Returns whether it was in time."""
+def kill_some_time(process: subprocess.Popen, out: Path, more: int, seconds: float) -> bool:
+    """Kill a build when it has written so many more files, or a moment later. Returns whether it was in time."""
     files = lambda: sum(1 for part in (UNITS, SHARDS, REJECTS) for _ in out.glob(f"*/{part}/*"))  # noqa: E731
-    goal, patience = files() + draw.randint(1, 6), time.monotonic() + 60
+    goal, patience = files() + more, time.monotonic() + 60
     while process.poll() is None and files() < goal and time.monotonic() < patience:
         time.sleep(0.002)
-    time.sleep(draw.random() * 0.05)
+    time.sleep(seconds)
     if process.poll() is not None:
         return False
     os.kill(process.pid, signal.SIGKILL)

@@ -5,8 +5,6 @@ import json
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 from pathlib import Path
@@ -167,29 +165,12 @@ def test_the_codes_of_a_network_are_the_same_for_any_number_of_workers(network: 
     assert sorted(ids[(ids >= 0) & (ids < 64)].astype(np.uint16).tobytes() for ids in tokens) == expected
 
 
-PLAIN = """
-import sys
-from worldloom.pipelines.build import EXAMPLES
-from worldloom.pipelines.deny import with_deny_lists
-from worldloom.pipelines.job import run_in_memory
-from worldloom.pipelines.tokenize import TokenizeJob
-from worldloom.recipe import load_recipe
-recipe, out = sys.argv[1:]
-run_in_memory(TokenizeJob(with_deny_lists(load_recipe(recipe, [])), f"{out}/{EXAMPLES}"))
-"""
-
-
-def test_kills_leave_the_root_as_it_is(world: Path, built: Path, tmp_path: Path) -> None:
-    """Each after at least one more unit; what comes to its end all the same is begun anew.
-
-    Every fifth is a whole build with 1, 2 or 3 workers, the others its tokenize job alone, which starts sooner.
-    """
+def test_kills_leave_the_root_as_it_is(world: Path, built: Path, tmp_path: Path, begin_build) -> None:
+    """Each after at least one more unit; what comes to its end all the same is begun anew."""
     out, draw, kills = tmp_path / "out", random.Random(0), 0
-    units, recipe = out / "examples" / "units", str(world / "recipe.yaml")
+    units = out / "examples" / "units"
     while kills < KILLS:
-        call = ["-m", "worldloom.cli", "build", recipe, "--out", str(out), "--workers", str(kills // 5 % 3 + 1)]
-        call = call if kills % 5 == 0 or not out.exists() else ["-c", PLAIN, recipe, str(out)]
-        process = subprocess.Popen([sys.executable, *call], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = begin_build(world / "recipe.yaml", out, 0 if kills % 4 else kills // 4 % 3 + 1)
         before = len(list(units.glob("*.json"))) if units.exists() else 0
         while process.poll() is None and not (units.exists() and len(list(units.glob("*.json"))) > before):
             time.sleep(0.01)
