@@ -38,7 +38,7 @@ types: env
 	MYPYPATH=.types $(BIN)/mypy -p worldloom
 
 test: env lint types
-	$(BIN)/python -m pytest -q -rs -n 2
+	$(BIN)/python -m pytest -q -rs -n 2 --dist worksteal
 
 bench: env
 	$(BIN)/python -m benchmarks

@@ -335,7 +335,7 @@ def kill_some_time(process: subprocess.Popen, out: Path, more: int, seconds: flo
     files = lambda: sum(1 for part in (UNITS, SHARDS, REJECTS) for _ in out.glob(f"*/{part}/*"))  # noqa: E731
     goal, patience = files() + more, time.monotonic() + 60
     while process.poll() is None and files() < goal and time.monotonic() < patience:
-        time.sleep(0.002)
+        time.sleep(0.02)  # more often would take the processor from the build
     time.sleep(seconds)
     if process.poll() is not None:
         return False

@@ -155,7 +155,7 @@ def test_the_codes_of_a_network_are_the_same_for_any_number_of_workers(network: 
     from worldloom.tokenizers.vision import load
 
     found = []
-    for workers in (1, 3):  # each loads torch
+    for workers in (1, 2):  # each process loads torch
         build(network, network / str(workers), "--workers", str(workers))
         found.append(open_dataset(str(network / str(workers) / "examples")))
     assert len({data.root for data in found}) == 1
@@ -173,7 +173,7 @@ def test_kills_leave_the_root_as_it_is(world: Path, built: Path, tmp_path: Path,
         process = begin_build(world / "recipe.yaml", out, 0 if kills % 4 else kills // 4 % 3 + 1)
         before = len(list(units.glob("*.json"))) if units.exists() else 0
         while process.poll() is None and not (units.exists() and len(list(units.glob("*.json"))) > before):
-            time.sleep(0.01)
+            time.sleep(0.02)
         time.sleep(draw.random() * 0.05)
         process.send_signal(signal.SIGKILL)
         if process.wait() == -signal.SIGKILL:

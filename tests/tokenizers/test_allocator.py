@@ -61,7 +61,7 @@ def test_memory_stays_where_it_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_an_import_changes_nothing(tmp_path: Path) -> None:
-    code = "import worldloom.tokenizers.vqgan, worldloom.pipelines.local_workers\nprint(*both())"
+    code = "import worldloom.tokenizers.vision, worldloom.pipelines.local_workers\nprint(*both())"
     assert run(tmp_path, code) == "False False"
 
 
