@@ -1,7 +1,7 @@
 """Fixtures that every test may use."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,6 +16,14 @@ from worldloom.packing.row import Row, sequence_row
 from worldloom.packing.shard import Kind
 from worldloom.packing.storage import Folder
 from worldloom.tokenizers.vocabulary import Vocabulary
+
+
+@pytest.fixture(autouse=True)
+def ordinary_priority() -> Iterator[None]:
+    """Fail a test that leaves real-time priority behind: what it starts later would starve the machine."""
+    before = os.sched_getscheduler(0) if hasattr(os, "sched_getscheduler") else None
+    yield
+    assert before is None or os.sched_getscheduler(0) == before
 
 
 @pytest.fixture(scope="session")
