@@ -17,6 +17,7 @@ from .packing.dataset import Dataset, open_dataset
 from .packing.inspect import Clip, Frame, blocks, find_record, row_detail, sample_rows, summarise
 from .packing.render import clock, render_row, render_summary, visible
 from .packing.storage import Folder
+from .packing.thin import uniform
 from .packing.verify import data_sets
 from .packing.weights import Rule
 from .page import Place, page
@@ -245,7 +246,7 @@ def spread(scenes: list[Scene], limit: int) -> list[Scene]:
     """Choose at most `limit`, the first, the last and as evenly as can be between."""
     if len(scenes) <= limit:
         return scenes
-    return [scenes[i * (len(scenes) - 1) // (limit - 1)] for i in range(limit)]
+    return [scenes[i] for i in uniform(limit, len(scenes))]
 
 
 def draw(scenes: list[Scene], model: VisionTokenizer | str) -> list[Scene]:

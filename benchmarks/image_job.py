@@ -13,6 +13,7 @@ from worldloom.pipelines.decoding.decoders import Decoders, Request
 from worldloom.pipelines.encoding import BATCH
 from worldloom.pipelines.pictured import rows
 from worldloom.pipelines.reading.listing import list_parts
+from worldloom.pipelines.scratch import scratch
 from worldloom.recipe import Recipe
 from worldloom.tokenizers.codebook import Codebook
 from worldloom.tokenizers.train import train
@@ -68,7 +69,8 @@ def run(recipe: Recipe) -> None:
     source = recipe.sources[0]
     assert source.kind == "image-text"
     records = (found for part, _ in list_parts(source) for found in read_part(source, part))
-    assert sum(1 for _ in rows(recipe, source, records, frozenset())) == IMAGES
+    with scratch() as folder:
+        assert sum(1 for _ in rows(recipe, source, records, frozenset(), folder)) == IMAGES
 
 
 def decode(files: list[bytes]) -> None:

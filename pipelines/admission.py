@@ -6,8 +6,7 @@ from ..packing.ledger import DROPPED
 from ..packing.report import Reject
 from ..sources import Source
 from .reading.columns import column
-from .reading.damage import storable
-from .records import BadRecord, Found, ImageText, TextDocument
+from .records import BadRecord, Found, ImageText, TextDocument, storable
 from .units import fraction
 
 

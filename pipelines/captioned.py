@@ -12,8 +12,8 @@ from ..packing.ledger import DROPPED, FAILED
 from ..sources import PLACE, MediaSource, template_columns
 from .media import Unfit
 from .reading.columns import Roles, column, roles
-from .reading.damage import DAMAGE, guarded
-from .reading.files import TABLES, form_of, is_storage_trouble, open_plain, open_raw, read_capped
+from .reading.damage import damage_passed_over, guarded
+from .reading.files import FORM_OF_KIND, TABLES, form_of, open_plain, open_raw, read_capped
 from .reading.listing import names_files
 from .reading.places import Root
 from .reading.samples import CAPTION, SIDECAR, TEXT_BYTES, Sample, discard, hold_bytes, read_samples
@@ -22,7 +22,6 @@ from .records import BadRecord, ImageText, Media, VideoText
 from .units import Part
 
 Found = ImageText | VideoText | BadRecord
-FORMS = {"image-text": "picture", "video-text": "clip"}
 LATEST = 1e9  # seconds
 # HH:MM:SS.mmm, MM:SS or seconds
 CLOCK = re.compile(r"(?:(?:(\d{1,9}):)?(\d{1,9}):)?(\d{1,9}(?:\.\d{0,99})?)", re.ASCII)
@@ -51,12 +50,9 @@ def named_versions(source: MediaSource, part: Part) -> str:
     if source.dataset or form_of(part.url) not in TABLES or not names_files(source, part):
         return ""
     root, marks = Root(source.media_root or _folder(part)), hashlib.blake2b(digest_size=16)
-    try:
+    with damage_passed_over():
         for row in read_rows(source, part):
             marks.update(f"{_version(source, row, root) if isinstance(row, Row) else ''}\n".encode())
-    except DAMAGE as error:
-        if is_storage_trouble(error):
-            raise
     return marks.hexdigest()
 
 
@@ -70,7 +66,7 @@ def _version(source: MediaSource, row: Row, root: Root) -> str:
 def _tar(source: MediaSource, part: Part, folder: Path | None) -> Generator[Found]:
     empty = True
     with open_plain(part.url) as stream:
-        for sample in read_samples(stream, FORMS[source.kind], source.record_bytes, folder):
+        for sample in read_samples(stream, FORM_OF_KIND[source.kind], source.record_bytes, folder):
             empty = False
             yield _of_sample(source, f"{part.id}/{sample.name}", f"{part.url} key {sample.name}", sample)
     if empty:
@@ -108,7 +104,7 @@ def _paired(source: MediaSource, record: str, where: str, sample: Sample) -> Fou
         raise sample.flaw
     values = _values(sample.texts.get(SIDECAR, b"{}"))
     if not sample.media:
-        raise _without_media(FORMS[source.kind], sample, values)
+        raise _without_media(FORM_OF_KIND[source.kind], sample, values)
     caption = source.columns.caption or roles(source, values).caption
     if CAPTION in sample.texts and not source.columns.caption:
         text = _decoded(sample.texts[CAPTION])
@@ -205,7 +201,7 @@ def _without(values: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _media(source: MediaSource, found: Roles, values: dict[str, Any], root: Root, folder: Path | None) -> Media:
     """Say where the picture or clip of a row is."""
-    form = FORMS[source.kind]
+    form = FORM_OF_KIND[source.kind]
     if found.paths:
         return _at(_path(found.paths, values, root), form, root)
     if found.media:

@@ -26,19 +26,20 @@ from .pair_admission import judge_all, reject_unfit
 from .pairs import Layout, Marks, render
 from .reading.local import local_copy, read_file
 from .records import Found, ImageText, Media, VideoText
-from .scratch import scratch
 from .units import fraction
 
 WAITING = 32  # messages of decoded frames that wait for the tokenizer: about 50 MB of 256-pixel frames
 
 
 def rows(
-    recipe: Recipe, source: MediaSource, records: Iterable[Found], denied: frozenset[str]
+    recipe: Recipe, source: MediaSource, records: Iterable[Found], denied: frozenset[str], folder: Path
 ) -> Generator[Row | Reject]:
-    """Turn records into examples' rows or rejects, one for each and in their order: the job without the engine."""
+    """Turn records into examples' rows or rejects, one for each and in their order: the job without the engine.
+
+    Clips that are fetched or copied lie in `folder` meanwhile.
+    """
     tokenizer = pictures_of(recipe.vocabulary)
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(scratch())
         fetcher = stack.enter_context(Fetcher(fetch_limits(source)))
         decoders = stack.enter_context(kept_decoders(decoder_count(tokenizer)))
 

@@ -133,7 +133,7 @@ def plan_source(recipe: Recipe, source: Source, seconds: float) -> tuple[SourceP
     at = spent = 0.0
     with scratch() as folder:
         records = noted(sample(source, parts, folder), reached, total, started + seconds)
-        with closing(tokenize(recipe, source, records, frozenset(source.deny))) as outcomes:
+        with closing(tokenize(recipe, source, records, frozenset(source.deny), folder)) as outcomes:
             for outcome in outcomes:
                 now = time.monotonic() - started
                 if reasons and spent >= seconds and now - spent > PATIENCE:

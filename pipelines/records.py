@@ -63,3 +63,8 @@ class VideoText(ImageText):
 
 
 Found = TextDocument | ImageText | BadRecord
+
+
+def storable(name: str) -> str:
+    """Escape what UTF-8 has no bytes for: file names may hold any bytes, and JSON half a surrogate pair."""
+    return name.encode("utf-8", "backslashreplace").decode()

@@ -95,7 +95,7 @@ class TokenizeJob:
         stale = self.folder.read(report_name(unit.name))
         with scratch() as folder, UnitWriter(self.folder, unit.name, self.vocabulary, EXAMPLES) as writer:
             records = counted(read_unit(source, unit, folder), writer.ledger)
-            with closing(tokenize(self.recipe, source, records, entries)) as outcomes:
+            with closing(tokenize(self.recipe, source, records, entries, folder)) as outcomes:
                 for outcome in outcomes:
                     if isinstance(outcome, Reject):
                         writer.reject(outcome)
@@ -137,18 +137,19 @@ def read(source: Source, part: Part, folder: Path | None = None) -> Iterator[Fou
 
 
 def tokenize(
-    recipe: Recipe, source: Source, records: Iterable[Found], denied: frozenset[str]
+    recipe: Recipe, source: Source, records: Iterable[Found], denied: frozenset[str], folder: Path
 ) -> Generator[Row | Reject]:
     """Turn records into examples' rows, or say why not, one for each and in order: the job without the engine.
 
     Args:
       denied: the source's deny list.
+      folder: temporary files are made there.
     """
     if isinstance(source, BooksSource):
         return (books.row(recipe, source, found, denied) for found in records)
     from .pictured import rows  # what reads pictures is needed where there are some
 
-    return rows(recipe, source, records, denied)
+    return rows(recipe, source, records, denied, folder)
 
 
 def _names(row: Row) -> tuple[str, ...]:

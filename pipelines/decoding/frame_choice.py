@@ -10,6 +10,8 @@ from typing import Literal
 
 import numpy as np
 
+from ...packing.thin import uniform
+
 Sampling = Literal["window", "uniform"]
 
 
@@ -29,7 +31,7 @@ def choose_ticks(total: int, budget: int, sampling: Sampling, draw: float) -> li
     if sampling == "window":
         start = int(Fraction(draw) * (total - budget + 1))
         return list(range(start, start + budget))
-    return [i * (total - 1) // max(budget - 1, 1) for i in range(budget)]
+    return uniform(budget, total).tolist()
 
 
 def frames_at(times: np.ndarray, ticks: Sequence[int], time_base: Fraction, rate: int) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...packing.ledger import DROPPED, FAILED
 from ..media import Unfit
+from ..records import storable
 
 HEADER = struct.Struct("<IQ")  # bytes of the JSON, and of what follows it
 MOST_HEADER, MOST_BODY = 2**16, 2**25  # eight frames of 1024 pixels
@@ -62,7 +63,7 @@ def checked(text: bytes, body: bytes, size: int) -> Message:
     """Return what a message says. Raises `Lost` where it is nothing that a decoder may say."""
     match _parsed(text):
         case {"unfit": [str(status), str(reason), str(detail)]} if status in (DROPPED, FAILED):
-            return Unfit(status, _storable(reason), _storable(detail))
+            return Unfit(status, _short(reason), _short(detail))
         case {"shape": [int(n), int(height), int(width), 3], "info": dict(info)}:
             if n > 0 and height == width == size and len(body) == n * size * size * 3 and _are_numbers(info):
                 return Frames(np.frombuffer(body, np.uint8).reshape(n, size, size, 3), info)
@@ -80,9 +81,8 @@ def _parsed(text: bytes) -> Any:
         return None
 
 
-def _storable(word: str) -> str:
-    """Shorten a text, and escape what UTF-8 has no bytes for."""
-    return word[:LONGEST_WORD].encode("utf-8", "backslashreplace").decode()
+def _short(word: str) -> str:
+    return storable(word[:LONGEST_WORD])
 
 
 def _are_numbers(info: dict[str, Any]) -> bool:

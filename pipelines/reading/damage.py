@@ -2,18 +2,28 @@
 
 import tarfile
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
 import pyarrow as pa
 
-from ..records import BadRecord, ImageText, TextDocument
+from ..records import BadRecord, ImageText, TextDocument, storable
 from ..units import Part
 from .files import is_storage_trouble
 
 DAMAGE = (OSError, EOFError, UnicodeError, pa.ArrowException, tarfile.TarError)  # what broken files and streams raise
 Record = TypeVar("Record", bound=TextDocument | ImageText | BadRecord)
+
+
+@contextmanager
+def damage_passed_over() -> Iterator[None]:
+    """Leave the block where a file turns out to be damaged; trouble of the storage is raised."""
+    try:
+        yield
+    except DAMAGE as error:
+        if is_storage_trouble(error):
+            raise
 
 
 def guarded(part: Part, records: Generator[Record | BadRecord]) -> Iterator[Record | BadRecord]:
@@ -39,8 +49,3 @@ def _storable(found: Record) -> Record:
     if found.record.isascii() and found.where.isascii():
         return found
     return replace(found, record=storable(found.record), where=storable(found.where))
-
-
-def storable(name: str) -> str:
-    """Escape what UTF-8 has no bytes for: file names may hold any bytes, and JSON half a surrogate pair."""
-    return name.encode("utf-8", "backslashreplace").decode()

@@ -29,6 +29,7 @@ FORMS = {
     **dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jfif"), "picture"),
     **dict.fromkeys((".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ogv", ".flv", ".wmv"), "clip"),
 }
+FORM_OF_KIND = {"image-text": "picture", "video-text": "clip"}  # of a source
 BOOKS = frozenset({"txt", "jsonl", "parquet", "tar"})
 TABLES = frozenset({"jsonl", "parquet", "csv", "tsv"})
 MEDIA = frozenset({"picture", "clip"})  # compressed as they are

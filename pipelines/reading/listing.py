@@ -11,15 +11,15 @@ from ...errors import UserError
 from ...sources import BooksSource, MediaSource, Source
 from ..units import Part
 from .columns import lacking, roles
-from .damage import DAMAGE
+from .damage import damage_passed_over
 from .files import (
     BOOKS,
+    FORM_OF_KIND,
     TABLES,
     File,
     codec_of,
     filesystem,
     form_of,
-    is_storage_trouble,
     list_files,
     open_plain,
     open_raw,
@@ -64,7 +64,7 @@ def list_parts(source: Source) -> Iterator[tuple[Part, int]]:
 def _forms(source: Source) -> frozenset[str]:
     if isinstance(source, BooksSource):
         return BOOKS
-    return TABLES | {"tar", "picture" if source.kind == "image-text" else "clip"}
+    return TABLES | {"tar", FORM_OF_KIND[source.kind]}
 
 
 def _unindexed(files: list[File]) -> list[File]:
@@ -78,13 +78,8 @@ def _unindexed(files: list[File]) -> list[File]:
 
 def _is_index(url: str) -> bool:
     """Is a parquet file one of those that list what img2dataset or video2dataset did?"""
-    try:
-        schema = _schema(url, 0)
-        return schema is not None and {"key", "status"} <= set(schema.names)
-    except DAMAGE as error:
-        if is_storage_trouble(error):
-            raise
-        return False
+    schema = _schema(url, 0)
+    return schema is not None and {"key", "status"} <= set(schema.names)
 
 
 def _stem(name: str) -> str:
@@ -136,13 +131,7 @@ def _check_columns(source: Source, file: File | None) -> None:
     """Refuse before the start what the first file of a form already shows; later ones that differ are rejects."""
     if file is None:
         return
-    try:
-        schema = _schema(file.url, row_bytes(source))
-    except DAMAGE as error:
-        if is_storage_trouble(error):
-            raise
-        return  # a damaged file is a reject of the job, not the recipe's fault
-    where = file.url
+    schema, where = _schema(file.url, row_bytes(source)), file.url
     if form_of(file.url) == "jsonl":  # a row need not have what filters ask for
         where = f"the beginning of {file.url}"
         source = source.model_copy(update={"filters": type(source.filters)()})
@@ -151,13 +140,16 @@ def _check_columns(source: Source, file: File | None) -> None:
 
 
 def _schema(url: str, most: int) -> pa.Schema | None:
-    if form_of(url) == "jsonl":
-        return _json_schema(url)
-    if form_of(url) != "parquet":
-        header = read_header(url, most)
-        return None if header is None else text_schema(header)
-    with open_raw(url) as raw:
-        return pq.read_schema(pa.PythonFile(raw, mode="r"))
+    """Read the columns of a table, None from an empty file and a damaged one: that is a reject of the job, no fault."""
+    with damage_passed_over():
+        if form_of(url) == "jsonl":
+            return _json_schema(url)
+        if form_of(url) != "parquet":
+            header = read_header(url, most)
+            return None if header is None else text_schema(header)
+        with open_raw(url) as raw:
+            return pq.read_schema(pa.PythonFile(raw, mode="r"))
+    return None
 
 
 def _json_schema(url: str) -> pa.Schema | None:
@@ -224,13 +216,11 @@ def _csv_parts(whole: Part, source: MediaSource) -> Iterator[tuple[Part, int]]:
 
 def _row_groups(whole: Part, source: Source) -> Iterator[tuple[Part, int]]:
     """Yield runs of row groups, or of rows, of about `unit_bytes`: each part reads the footer again."""
-    try:
-        with open_raw(whole.url) as raw:
-            file = pq.ParquetFile(pa.PythonFile(raw, mode="r"))
-            footer, schema = file.metadata, file.schema_arrow
-    except DAMAGE as error:
-        if is_storage_trouble(error):
-            raise
+    footer = None
+    with damage_passed_over(), open_raw(whole.url) as raw:
+        file = pq.ParquetFile(pa.PythonFile(raw, mode="r"))
+        footer, schema = file.metadata, file.schema_arrow
+    if footer is None:
         yield whole, whole.size
         return
     groups = [(footer.row_group(g).num_rows, footer.row_group(g).total_byte_size) for g in range(footer.num_row_groups)]
@@ -245,14 +235,11 @@ def _row_groups(whole: Part, source: Source) -> Iterator[tuple[Part, int]]:
 
 def names_files(source: MediaSource, part: Part) -> bool:
     """Do the rows of a table say in which files their pictures or clips are?"""
-    try:
-        schema = _known_schema(part.url, row_bytes(source), part.version)
-    except DAMAGE as error:
-        if is_storage_trouble(error):
-            raise
+    schema = _known_schema(part.url, row_bytes(source), part.version)
+    if schema is None:
         return False
-    found = roles(source, schema.names) if schema is not None else None
-    return found is not None and bool(found.paths or (found.media and not _holds_bytes(source, schema)))
+    found = roles(source, schema.names)
+    return bool(found.paths or (found.media and not _holds_bytes(source, schema)))
 
 
 @lru_cache(maxsize=4)

@@ -45,7 +45,8 @@ def run(path: Path, model: Path, **source: Any) -> dict[str, Row | Reject]:
 def tokenize_all(recipe: Recipe) -> list[Row | Reject]:
     recipe = with_deny_lists(recipe)
     (books,), units = recipe.sources, TokenizeJob(recipe, "memory://unused").units("s")
-    return [row for u in units for row in tokenize(recipe, books, read_unit(books, u), frozenset(books.deny))]
+    denied = frozenset(books.deny)
+    return [row for u in units for row in tokenize(recipe, books, read_unit(books, u), denied, Path("unused"))]
 
 
 def reasons(found: dict[str, Row | Reject]) -> dict[str, str]:

@@ -81,13 +81,16 @@ import json, resource, sys
 from worldloom.pipelines import pictured
 from worldloom.pipelines.decoding.decoders import close_kept
 from worldloom.pipelines.records import Media, VideoText
+from worldloom.pipelines.scratch import scratch
 from worldloom.recipe import Recipe
 path, records, budget, sampling, model, codebook = sys.argv[1:]
 source = {"name": "s", "kind": "video-text", "path": "p", "frames": int(budget), "sampling": sampling}
 vocabulary = {"text": model, "vision": {"kind": "codebook", "path": codebook}}
 recipe = Recipe.model_validate({"vocabulary": vocabulary, "sources": [source]})
 records = (VideoText(str(i), "w", "a fox", Media(path=path)) for i in range(int(records)))
-frames = [len(row.tokens) // 257 for row in pictured.rows(recipe, recipe.sources[0], records, frozenset())]
+with scratch() as folder:
+    rows = pictured.rows(recipe, recipe.sources[0], records, frozenset(), folder)
+    frames = [len(row.tokens) // 257 for row in rows]
 own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 close_kept()
 print(json.dumps([frames, own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss]))

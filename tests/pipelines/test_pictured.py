@@ -20,6 +20,7 @@ from worldloom.pipelines.fetching.fetch import Fetcher
 from worldloom.pipelines.models import vocabulary_of
 from worldloom.pipelines.pictured import rows
 from worldloom.pipelines.records import BadRecord, Found, ImageText, Media, VideoText
+from worldloom.pipelines.scratch import scratch
 from worldloom.recipe import Recipe
 from worldloom.tokenizers.codebook import Codebook
 from worldloom.tokenizers.text import load
@@ -44,7 +45,8 @@ def recipe_of(small_model: Path, codebook: Path, kind: str = "image-text", **mor
 
 
 def done(recipe: Recipe, records: Iterable[Found], denied: frozenset[str] = frozenset()) -> list[Row | Reject]:
-    return list(rows(recipe, recipe.sources[0], iter(records), denied))  # type: ignore[arg-type]
+    with scratch() as folder:
+        return list(rows(recipe, recipe.sources[0], iter(records), denied, folder))  # type: ignore[arg-type]
 
 
 def png(number: int, size: tuple[int, int] = (SIZE, SIZE)) -> bytes:
@@ -205,7 +207,9 @@ def test_temporary_clips_are_removed(tmp_path: Path, small_model: Path, codebook
     assert not path.exists()
 
 
-def test_a_job_is_left_while_a_link_hangs(small_model: Path, codebook: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_is_left_while_a_link_hangs(
+    small_model: Path, codebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The server takes the connection and never says a word, for as long as the recipe would wait."""
     server = socket.create_server(("127.0.0.1", 0))
 
@@ -222,7 +226,7 @@ def test_a_job_is_left_while_a_link_hangs(small_model: Path, codebook: Path, mon
     recipe = recipe_of(small_model, codebook, fetch={"seconds": 3600})
     found = [image(i) for i in range(70)] + [image(70, data=b"")]
     found[-1] = replace(found[-1], media=Media(link="http://a.example/x.png"))
-    outcomes = rows(recipe, recipe.sources[0], iter(found), frozenset())  # type: ignore[arg-type]
+    outcomes = rows(recipe, recipe.sources[0], iter(found), frozenset(), tmp_path)  # type: ignore[arg-type]
     next(outcomes)
     with server, server.accept()[0]:
         leaving = threading.Thread(target=outcomes.close)
