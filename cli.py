@@ -57,6 +57,8 @@ def split_beam_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
 EXTRAS = {
     "apache_beam": "build",
     "datasets": "build",
+    "openai": "build",
+    "py3langid": "build",
     "jax": "train",
     "optax": "train",
     "orbax": "train",
@@ -86,8 +88,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("worldloom", description=__doc__, formatter_class=_Formatter)
     parser.add_argument("--version", action="version", version=f"worldloom {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_build_command, _pack_command, _plan_command, _inspect_command, _verify_command, _train_command,
-                _train_tokenizer_command, _train_codebook_command, _convert_vqgan_command,
+    for add in (_build_command, _questions_command, _pack_command, _plan_command, _inspect_command, _verify_command,
+                _train_command, _train_tokenizer_command, _train_codebook_command, _convert_vqgan_command,
                 _quickstart_command):  # fmt: skip
         add(commands)
     return parser
@@ -98,6 +100,15 @@ def _build_command(commands: Any) -> None:
                   "worldloom build recipes/lwm/text-32k.yaml --out data/text-32k --workers 8")  # fmt: skip
     parser.add_argument("recipe", help="a YAML file; relative paths in it start at its folder")
     parser.add_argument("--out", required=True, help="folder or URL of the data set")
+    _add_set(parser)
+    _add_beam(parser)
+
+
+def _questions_command(commands: Any) -> None:
+    parser = _add(commands, "questions", run_questions, "Make the questions about books, as build does first.",
+                  "worldloom questions recipes/lwm/text-chat-128k.yaml --out data/text-chat-128k")  # fmt: skip
+    parser.add_argument("recipe", help="a YAML file with a source of kind book-questions")
+    parser.add_argument("--out", required=True, help="folder or URL of the data set, the same as build's")
     _add_set(parser)
     _add_beam(parser)
 
@@ -248,6 +259,15 @@ def run_build(options: argparse.Namespace) -> int:
     return 0
 
 
+def run_questions(options: argparse.Namespace) -> int:
+    from .pipelines.build import QUESTIONS, questions
+    from .recipe import load_recipe
+
+    made = questions(load_recipe(options.recipe, options.set), options.out, options.beam, options.workers)
+    _print_made({QUESTIONS: made}, options.json)
+    return 0
+
+
 def run_pack(options: argparse.Namespace) -> int:
     from .pipelines.build import pack
     from .recipe import PackSection
@@ -259,6 +279,13 @@ def run_pack(options: argparse.Namespace) -> int:
         {options.out: pack(options.examples, options.out, section, options.beam, options.workers)}, options.json
     )
     return 0
+
+
+def bill(usage: dict[str, int], section: dict[str, Any]) -> str:
+    """Say what questions cost: requests, tokens, and dollars by the recipe's prices."""
+    asked, replied = usage["prompt_tokens"], usage["completion_tokens"]
+    dollars = (asked * section["dollars_in"] + replied * section["dollars_out"]) / 1e6
+    return f"{usage['requests']:,} replies, {asked:,} + {replied:,} tokens, ${dollars:,.2f}"
 
 
 def _print_made(made: dict[str, dict[str, Any]], as_json: bool) -> None:
@@ -275,6 +302,9 @@ def _print_made(made: dict[str, dict[str, Any]], as_json: bool) -> None:
         ledger, length = manifest["ledger"], manifest["length"]
         fill = f", fill {manifest['tokens'] / max(1, manifest['rows'] * length):.4f}" if length else ""
         print(f"{name}: {manifest['rows']:,} rows, {manifest['tokens']:,} tokens{fill}, root {manifest['root']}")
+        for source, counts in manifest["sources"].items():
+            if counts["usage"].get("requests"):
+                print(f"  {source}: {bill(counts['usage'], manifest['about'][source]['questions'])}")
         counts = ", ".join(f"{n:,} {reason}" for reason, n in ledger["reasons"].items())
         print(f"  read {ledger['read']:,} = kept {ledger['kept']:,} + dropped {ledger['dropped']:,}"
               f" + failed {ledger['failed']:,}{f' ({counts})' if counts else ''}")  # fmt: skip

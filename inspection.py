@@ -20,7 +20,8 @@ from .packing.storage import Folder
 from .packing.thin import uniform
 from .packing.verify import data_sets
 from .packing.weights import Rule
-from .page import Place, page
+from .page import page
+from .page_content import Place
 from .recipe import VisionSection, VocabularySection
 from .tokenizers.text import load
 from .tokenizers.vision import VisionTokenizer

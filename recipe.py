@@ -42,6 +42,14 @@ class PackSection(Section):
     frames: Literal["fit"] | Annotated[int, Field(ge=2)] | None = Field(
         None, description="thin videos uniformly: to so many frames at the most, or `fit`, to what the length holds"
     )
+    share: Fraction | None = Field(None, description="of a training mixture that it is meant for; `plan` reports it")
+
+    remove_eval_ngrams: int | None = Field(
+        None,
+        ge=5,
+        description="of split train: cut out of texts, and drop what is no text, for so many tokens in a row"
+        " that the eval side has too (GPT-3: 13 words)",
+    )
 
     @field_validator("frames", mode="before")
     @classmethod
@@ -49,6 +57,12 @@ class PackSection(Section):
         if value not in (None, "fit") and (type(value) is not int or value < 2):
             raise ValueError(f"found {value!r}; give fit, or a whole number from 2 on")
         return value
+
+    @model_validator(mode="after")
+    def _removes_from_train(self) -> Self:
+        if self.remove_eval_ngrams and self.split != "train":
+            raise ValueError("remove_eval_ngrams is of the train side: set split to train, or take it out")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -98,11 +112,13 @@ class Recipe(Section):
                 raise ValueError(f"pack {section.name}: there is no source {unknown[0]}; sources: {', '.join(names)}")
             if section.split == "eval" and not self.eval:
                 raise ValueError(f"pack {section.name}: split eval is empty while eval is 0; set eval, say to 0.01")
+            if section.remove_eval_ngrams and not self.eval:
+                raise ValueError(f"pack {section.name}: remove_eval_ngrams finds nothing while eval is 0; set eval")
         return self
 
     @model_validator(mode="after")
     def _pictures_have_codes(self) -> Self:
-        seen = [source.name for source in self.sources if source.kind != "books"]
+        seen = [source.name for source in self.sources if source.kind in ("image-text", "video-text")]
         if seen and not self.vocabulary.vision:
             raise ValueError(f"source {seen[0]} has pictures: name a tokenizer for them in vocabulary.vision")
         return self

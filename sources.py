@@ -2,6 +2,7 @@
 
 import re
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -65,13 +66,18 @@ class BookFilters(Section):
         return self
 
 
-class BooksSource(_Source):
-    """Plain text: .txt files, JSONL, parquet, tars of .txt, or Hugging Face datasets."""
+class _TextSource(_Source):
+    """What sources of plain text have in common: .txt files, JSONL, parquet, tars of .txt, or Hugging Face datasets."""
 
-    kind: Literal["books"]
     columns: BookColumns = BookColumns()
     filters: BookFilters = BookFilters()
     strip_gutenberg: bool = Field(False, description="take off Project Gutenberg's header and footer")
+
+
+class BooksSource(_TextSource):
+    """Plain text: .txt files, JSONL, parquet, tars of .txt, or Hugging Face datasets."""
+
+    kind: Literal["books"]
 
 
 class ImageColumns(Section):
@@ -126,11 +132,58 @@ def _check_order(section: Section, low: str, high: str) -> None:
         raise ValueError(f"{low} {least} must not be above {high} {most}")
 
 
-class RenderSection(Section):
-    """How a pair becomes an example. The order of caption and media is drawn for each record at even odds."""
+class TemplateSection(Section):
+    """How a chat is written out; `{}` is what was said. Every part is encoded as a string of its own.
 
+    The defaults are LWM's (scripts/sample_pyt.py:12, lwm/vision_chat.py:117).
+    """
+
+    system: str = Field("You are a helpful assistant.", description="stands before the first turn; may be empty")
+    user: str = Field("USER: {}", description="a question")
+    before_media: str = Field("\n", description="stands between a question and the pictures and clips that follow it")
+    assistant: str = Field("ASSISTANT:", description="stands before an answer")
+
+    @field_validator("user")
+    @classmethod
+    def _has_a_place(cls, user: str) -> str:
+        if user.count("{}") != 1:
+            raise ValueError("write {} once, where the question stands")
+        return user
+
+    @field_validator("*")
+    @classmethod
+    def _ends_without_a_space(cls, part: str) -> str:
+        if part.endswith(" "):
+            raise ValueError("must not end with a space: the next part begins with one of its own")
+        return part
+
+
+class RenderSection(Section):
+    """How a pair becomes an example. The order of caption and media is drawn for each record at even odds.
+
+    A `chat` asks for the picture of a caption, and trains on the picture alone.
+    """
+
+    form: Literal["pair", "chat"] = "pair"
+    prompt: str = Field("", description="of a chat, {} is the caption; default: LWM's 'Generate an image of {}'")
+    template: TemplateSection = TemplateSection()
     caption_dropout: Fraction = Field(0.0, description="fraction of the pairs whose caption is left out")
     trained: Literal["all", "target"] = Field("all", description="all but BOS, or what comes second alone")
+
+    @field_validator("prompt")
+    @classmethod
+    def _has_a_place(cls, prompt: str) -> str:
+        if prompt and prompt.count("{}") != 1:
+            raise ValueError("write {} once, where the caption stands")
+        return prompt
+
+    @model_validator(mode="after")
+    def _fits_its_form(self) -> Self:
+        if self.form == "pair" and self.prompt:
+            raise ValueError("prompt is of a chat: set form to chat, or take prompt out")
+        if self.form == "chat" and (self.caption_dropout or self.trained != "all"):
+            raise ValueError("caption_dropout and trained are of form pair; a chat trains on its answers alone")
+        return self
 
 
 class FetchSection(Section):
@@ -142,14 +195,13 @@ class FetchSection(Section):
     retries: int = Field(2, ge=0, le=10, description="tries more, where another may help")
 
 
-class _MediaSource(_Source):
-    """What images and clips have in common."""
+class _FileSource(_Source):
+    """What sources have in common whose records name files."""
 
     media_root: str | None = Field(None, description="folder of the paths in a table; default: the table's")
     media: str | None = Field(
         None, description="path of a row's file below media_root, with columns in braces: {page_dir}/{videoid}.mp4"
     )
-    render: RenderSection = RenderSection()
     fetch: FetchSection = FetchSection()
 
     @field_validator("media")
@@ -166,6 +218,12 @@ class _MediaSource(_Source):
         if isinstance(columns, dict) and columns.get("media") and data.get("media"):
             raise ValueError("give either media or columns.media")
         return data
+
+
+class _MediaSource(_FileSource):
+    """What images and clips with captions have in common."""
+
+    render: RenderSection = RenderSection()
 
 
 class ImageTextSource(_MediaSource):
@@ -193,5 +251,124 @@ class VideoTextSource(_MediaSource):
     unit_bytes: int = Field(2**28, ge=1, description="about how much input one work unit reads; of a table, its rows")
 
 
+class ChatColumns(Section):
+    """Where the rows of chats keep what their published shapes do not tell."""
+
+    id: str | None = Field(None, description="a column that names the record; by default file and place do")
+
+
+class ChatFilters(Section):
+    """What is kept of a source of chats. What is left out filters nothing; a turn is a question and its answer."""
+
+    min_turns: int | None = Field(None, ge=1)
+    max_turns: int | None = Field(None, ge=1)
+    min_answer_tokens: int | None = Field(None, ge=1, description="of all answers together")
+    max_answer_tokens: int | None = Field(None, ge=1)
+    min_tokens: int | None = Field(None, ge=1, description="of the whole example, its frames included")
+    max_tokens: int | None = Field(None, ge=1)
+    languages: list[str] = Field([], description="languages of the text that are kept, as ISO 639-1 codes: [en, de]")
+    refusals: Literal["keep", "drop"] = Field("keep", description="answers that are a refusal, or an AI's boilerplate")
+    patterns: list[str] = Field([], description="regular expressions; what an answer must not match")
+    min_side: int = Field(256, ge=1, description="shorter side of every picture and clip in pixels, at the least")
+    equals: dict[str, Scalar] = Field({}, description="columns and the values that they must have")
+
+    @field_validator("patterns")
+    @classmethod
+    def _compile(cls, patterns: list[str]) -> list[str]:
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+        return patterns
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        for what in ("turns", "answer_tokens", "tokens"):
+            _check_order(self, f"min_{what}", f"max_{what}")
+        return self
+
+
+class ChatSource(_FileSource):
+    """Chats as they are published: UltraChat, ShareGPT4V, Valley, Video-ChatGPT, or plain messages as OpenAI's."""
+
+    kind: Literal["chat"]
+    columns: ChatColumns = ChatColumns()
+    filters: ChatFilters = ChatFilters()
+    template: TemplateSection = TemplateSection()
+    frames: int = Field(100, ge=1, le=2**16, description="most frames kept of a clip (LWM: 100, 450, 4000)")
+    sampling: Literal["window", "uniform"] = Field("uniform", description="of longer clips: see video-text")
+    fast: bool = Field(False, description="decode JPEG at less than twice the size; docs/vision-data.md says the cost")
+    record_bytes: int = Field(2**31 - 4, ge=1, le=2**40, description="a picture or clip with more bytes fails its chat")
+    unit_bytes: int = Field(2**25, ge=1, description="about how much of the chats, without their media, one unit reads")
+
+
+def _is_link(url: str) -> bool:
+    """Is this a URL of the web, with a host, and a port that is one?"""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+class QuestionsSection(Section):
+    """What makes a question and its answer of a chunk: a language model, or without one a cloze.
+
+    A cloze is a sentence of the chunk with a word left out: it needs no server and no money.
+    """
+
+    by: Literal["cloze", "server"] = "cloze"
+    url: str = Field("", description="of an OpenAI-compatible server, up to /v1")
+    model: str = Field("", description="the server's name of it")
+    key: str = Field(
+        "OPENAI_API_KEY",
+        pattern=r"^([A-Z][A-Z0-9_]*_)?API_KEY$",  # no recipe of a stranger's sends other secrets to its url
+        description="environment variable that holds the server's key, if it wants one; its name ends in API_KEY",
+    )
+    prompt: str = Field("", description="what the model is asked, {} is the chunk; default: see docs/chat-data.md")
+    temperature: Annotated[float, Field(strict=False, ge=0, le=2)] = 0.7
+    max_tokens: int = Field(256, ge=16, description="of a reply")
+    limited_by: Literal["max_tokens", "max_completion_tokens"] = Field(
+        "max_tokens", description="what the server calls that; OpenAI's own newer models want the second"
+    )
+    structured: Literal["json_schema", "json_object", "none"] = Field(
+        "json_schema", description="how the server is told that it must answer in JSON"
+    )
+    at_once: int = Field(8, ge=1, le=1024, description="requests in flight in one worker")
+    per_minute: Above | None = Field(None, description="requests a minute of all workers of a machine together")
+    seconds: Above = Field(60.0, description="time for one reply")
+    retries: int = Field(5, ge=0, le=20, description="tries more, where another may help")
+    dollars_in: Annotated[float, Field(strict=False, ge=0)] = Field(0.0, description="a million tokens of prompts")
+    dollars_out: Annotated[float, Field(strict=False, ge=0)] = Field(0.0, description="a million tokens of replies")
+    support: Fraction = Field(0.6, description="of an answer's words, how many must stand in the chunk")
+
+    @model_validator(mode="after")
+    def _server_is_named(self) -> Self:
+        if self.by == "server" and not (_is_link(self.url) and self.model):
+            raise ValueError("a server needs its url, http://… or https://…, and the name of its model")
+        if self.prompt and self.prompt.count("{}") != 1:
+            raise ValueError("prompt: write {} once, where the chunk stands")
+        return self
+
+
+class BookQuestionsSource(_TextSource):
+    """Books with questions about them: chunks side by side, and questions about some of them at the end."""
+
+    kind: Literal["book-questions"]
+    template: TemplateSection = TemplateSection()
+    questions: QuestionsSection = QuestionsSection()
+    chunk: int = Field(1000, ge=16, description="tokens of a chunk, which one question is about (LWM: 1000)")
+    length: int = Field(2**15, ge=256, le=2**24, description="tokens of an example at the most")
+    trained: Fraction = Field(0.01, description="tokens of answers, of an example's, at the most (LWM: under 1 %)")
+
+    @model_validator(mode="after")
+    def _holds_a_chunk(self) -> Self:
+        if self.length < 2 * self.chunk:
+            raise ValueError(f"length {self.length} must be at least twice chunk, {self.chunk}")
+        return self
+
+
+TextSource = BooksSource | BookQuestionsSource
 MediaSource = ImageTextSource | VideoTextSource
-Source = BooksSource | ImageTextSource | VideoTextSource
+Source = BooksSource | ImageTextSource | VideoTextSource | ChatSource | BookQuestionsSource

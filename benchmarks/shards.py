@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import webdataset
 from worldloom.packing.dataset import Dataset
-from worldloom.packing.example import Example
+from worldloom.packing.example import Example, Span
 from worldloom.packing.ledger import KEPT
 from worldloom.packing.manifest import write_index, write_manifest
 from worldloom.packing.report import REJECTS, SHARDS, UNITS, UnitWriter, read_report
@@ -126,6 +126,8 @@ def write_packed(path: Path, rows: int, length: int) -> Dataset:
 def random_row(rng: np.random.Generator, length: int, record: str) -> Row:
     size = length // SEGMENTS - 3
     answered = np.arange(size) >= size * 6 // 10
-    tokens = rng.integers(0, VOCABULARY.size, (SEGMENTS, size)).astype(VOCABULARY.dtype)
-    examples = [Example(ids, answered, "chat", "bench", f"{record}.{i}") for i, ids in enumerate(tokens)]
+    tokens = rng.integers(0, VOCABULARY.text_size, (SEGMENTS, size)).astype(VOCABULARY.dtype)
+    tokens[:, -1] = VOCABULARY.eos
+    spans = (Span(size - int(answered.sum()), size, "assistant"),)
+    examples = [Example(ids, answered, "chat", "bench", f"{record}.{i}", 0, spans) for i, ids in enumerate(tokens)]
     return sequence_row(examples, length, VOCABULARY)

@@ -30,6 +30,11 @@ def data_card(manifest: dict[str, Any]) -> str:
     if ledger["reasons"]:
         lines += ["", "| reason | records |", "| --- | --- |"]
         lines += [f"| {_escape(reason)} | {n:,} |" for reason, n in ledger["reasons"].items()]
+    if n := manifest.get("remove_eval_ngrams"):
+        lines += [
+            "",
+            f"Of plain text {ledger['tokens_cut']:,} tokens were cut out: runs of {n} that the eval side has.",
+        ]
     lines += ["", "| task | examples | tokens | trained |", "| --- | --- | --- | --- |"]
     lines += [f"| {t} | {c['examples']:,} | {c['tokens']:,} | {c['trained']:,} |" for t, c in ledger["tasks"].items()]
     made = ", ".join(f"{name} {version}" for name, version in sorted(manifest.get("versions", {}).items()))

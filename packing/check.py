@@ -1,4 +1,4 @@
-"""What may be wrong with one shard: damage to its bytes, and rows that break a rule of the format.
+"""What may be wrong with one shard: damage to its bytes, and rows that break a rule.
 
 A damaged file is read with care. Arrow itself refuses metadata that points outside the file; what it lets through is
 validated in full before a buffer is touched, and no row is believed whose checksum differs. Where the footer is
@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 
 from ..tokenizers.vocabulary import Vocabulary
 from . import shard as layout
+from .lint import Breach, broken_rules
 from .shard import DIGEST_BYTES, Batch, Kind, ShardInfo, schema
 
 MAGIC_BYTES = 8  # "ARROW1" and two zeros stand before the first message
@@ -86,7 +87,7 @@ class Part(NamedTuple):
 
     sums: np.ndarray
     stored: np.ndarray
-    broken: list[tuple[int, str]]
+    broken: list[Breach]
     tasks: dict[str, np.ndarray]
 
 
@@ -220,12 +221,17 @@ def _check_rows(reading: Reading, claim: Claim) -> list[Finding]:
         place = slice(start, start + len(part.sums))
         covered[place] = True
         changed[place] |= (part.sums != part.stored)[: len(changed[place])]
-        found += [Finding(what, range(start + i, start + i + 1)) for i, what in part.broken]
+        found += [_broken(breach, start) for breach in part.broken]
         if claim.kind.length and place.stop != min(start + _batch_rows(claim.kind), rows):
             what = f"has a batch of {len(part.sums):,} rows at row {start:,}: its rows cannot be found by number"
             found.append(Finding(what))
     found += [Finding("cannot be read", r) for r in _ranges(~covered)]
     return found + [Finding("differs from its checksum", r) for r in _ranges(changed)]
+
+
+def _broken(breach: Breach, start: int) -> Finding:
+    what = f"{breach.what} (record {breach.record})" if breach.record else breach.what
+    return Finding(what, range(start + breach.row, start + breach.row + 1))
 
 
 def _starts(parts: list[Part | None], claim: Claim) -> list[int]:
@@ -293,108 +299,6 @@ def _check_tasks(reading: Reading, claim: Claim) -> list[Finding]:
             if here[n] != said[n]
         ]
     return found
-
-
-def broken_rules(batch: Batch, vocabulary: Vocabulary, kind: Kind) -> list[tuple[int, str]]:
-    """Find rows that a writer should not have written, by their number in the batch.
-
-    Lengths and runs come first: the checks of single tokens rely on them.
-    """
-    return _broken_lengths(batch, vocabulary, kind) or _broken_tokens(batch, vocabulary)
-
-
-def _broken_lengths(batch: Batch, vocabulary: Vocabulary, kind: Kind) -> list[tuple[int, str]]:
-    lengths, segments = np.diff(batch.token_offsets), np.diff(batch.segment_offsets)
-    used = _sums(batch.column("length"), batch.segment_offsets)
-    runs = batch.trained
-    first = np.zeros(len(runs), bool)
-    first[batch.trained_offsets[:-1][np.diff(batch.trained_offsets) > 0]] = True
-    wrong_runs = _sums((runs < 0) | ((runs == 0) & ~first), batch.trained_offsets)
-    found = []
-    if kind.length:
-        found += _say(lengths != kind.length, f"does not have the {kind.length:,} tokens that the manifest says")
-    else:
-        found += _say(segments != 1, "does not have exactly one example")
-        found += _say(used != lengths, "has another number of tokens than its example")
-    found += _say(_sums(batch.column("length") < 1, batch.segment_offsets), "has a segment without tokens")
-    found += _say(used > lengths, "has segments that are longer than the row")
-    found += _say(wrong_runs, "has a negative or an empty run of trained tokens")
-    found += _say(_sums(runs, batch.trained_offsets) != lengths, "has trained runs that do not sum up to its tokens")
-    return found
-
-
-def _broken_tokens(batch: Batch, vocabulary: Vocabulary) -> list[tuple[int, str]]:
-    tokens = batch.tokens[batch.token_offsets[0] : batch.token_offsets[-1]]
-    rows = batch.token_offsets.astype(np.int64) - batch.token_offsets[0]
-    counts, lengths = np.diff(batch.segment_offsets), batch.column("length").astype(np.int64)
-    used = _sums(lengths, batch.segment_offsets)
-    owner = np.repeat(np.arange(batch.rows), counts)
-    starts = np.cumsum(lengths) - lengths + (rows[:-1] - (np.cumsum(used) - used))[owner]
-    runs = _Runs(batch)
-    trained = runs.before(starts + lengths) - runs.before(starts)
-    vision = runs.vision(tokens, starts, vocabulary) if vocabulary.codes else np.zeros_like(trained)
-    miscounted = (trained - vision != batch.column("trained_text")) | (vision != batch.column("trained_vision"))
-    first = runs.before(starts + 1) > runs.before(starts)
-    found = _say(_mark(owner[miscounted], batch.rows), "has a segment that counts other trained tokens than it has")
-    found += _say(_mark(owner[first], batch.rows), "trains the first token of a segment, which has no predictor")
-    found += _say(runs.before(rows[1:]) > runs.before(rows[:-1] + used), "trains padding")
-    found += _say(_padded_wrongly(tokens, rows, used), "has padding other than id 0")
-    if len(tokens) and tokens.max() >= vocabulary.size:
-        found += _say(_sums(tokens >= vocabulary.size, rows), f"has an id beyond the vocabulary's {vocabulary.size:,}")
-    return found + _say(_mark(owner[_bad_spans(batch, lengths)], batch.rows), "has a span that leaves its segment")
-
-
-class _Runs:
-    """The trained runs of all rows of a batch end to end: borders, and trained tokens before each."""
-
-    def __init__(self, batch: Batch):
-        offsets = batch.trained_offsets
-        runs = batch.trained[offsets[0] : offsets[-1]].astype(np.int64)
-        odd = (np.arange(len(runs)) - np.repeat(offsets[:-1] - offsets[0], np.diff(offsets))) % 2 == 1
-        self.borders = np.concatenate(([0], np.cumsum(runs)))
-        self.trained = np.concatenate(([0], np.cumsum(runs * odd)))
-        self.odd = odd & (runs > 0)
-
-    def before(self, places: np.ndarray) -> np.ndarray:
-        """Count the trained tokens before each place: linear in a run, and whole numbers are exact in float64."""
-        return np.interp(places, self.borders, self.trained).astype(np.int64)
-
-    def vision(self, tokens: np.ndarray, starts: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
-        """Count the trained vision tokens of each segment; a trained run lies in one."""
-        places = np.flatnonzero(vocabulary.is_vision(tokens))
-        lows, highs = self.borders[:-1][self.odd], self.borders[1:][self.odd]
-        counts = np.searchsorted(places, highs) - np.searchsorted(places, lows)
-        segment = np.searchsorted(starts, lows, side="right") - 1
-        return np.bincount(segment, counts, len(starts)).astype(np.int64)
-
-
-def _padded_wrongly(tokens: np.ndarray, rows: np.ndarray, used: np.ndarray) -> np.ndarray:
-    padding = np.diff(rows) - used
-    owner = np.repeat(np.arange(len(padding)), padding)
-    places = np.arange(len(owner)) + (rows[:-1] + used - (np.cumsum(padding) - padding))[owner]
-    return _mark(owner[tokens[places] != 0], len(padding))
-
-
-def _bad_spans(batch: Batch, lengths: np.ndarray) -> np.ndarray:
-    spans = batch.strings("spans")
-    offsets = spans.offsets.to_numpy()
-    low, high = (spans.values.field(name).to_numpy() for name in ("start", "end"))
-    room = np.repeat(lengths, np.diff(offsets))
-    return _sums((low < 0) | (low > high) | (high > room), offsets) > 0
-
-
-def _sums(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Add up the values of each row, int64."""
-    total = np.concatenate(([0], np.cumsum(values, dtype=np.int64)))
-    return total[offsets[1:]] - total[offsets[:-1]]
-
-
-def _mark(numbers: np.ndarray, rows: int) -> np.ndarray:
-    return np.bincount(numbers, minlength=rows)
-
-
-def _say(rows: np.ndarray | list[bool], what: str) -> list[tuple[int, str]]:
-    return [(int(i), what) for i in np.flatnonzero(rows)]
 
 
 def _first_line(error: Exception) -> str:

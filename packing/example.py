@@ -65,6 +65,10 @@ class Draft:
         self._trained.append(trained)
         self.length += len(ids)
 
+    def span(self, start: int, kind: str, ref: str = "") -> None:
+        """Make a span of all tokens appended since `start`; it may hold other spans."""
+        self._spans.append(Span(start, self.length, kind, ref))
+
     def example(self, task: str, source: str, record: str) -> Example:
         """Close the draft. The first token is marked untrained whatever was asked."""
         tokens = np.concatenate(self._tokens)
@@ -73,7 +77,8 @@ class Draft:
             trained[low : low + len(part)] = flag
             low += len(part)
         trained[:1] = False
-        return Example(tokens, trained, task, source, record, 0, tuple(self._spans))
+        spans = sorted(self._spans, key=lambda s: (s.start, -s.end))  # a span stands before those that it holds
+        return Example(tokens, trained, task, source, record, 0, tuple(spans))
 
 
 def clip_spans(spans: tuple[Span, ...], low: int, high: int) -> tuple[Span, ...]:

@@ -1,6 +1,5 @@
 """Look into a data set: what it holds as a whole, one row in detail, and where a record went. Plain data only."""
 
-import json
 import math
 import random
 from bisect import bisect_right
@@ -19,6 +18,7 @@ from .dataset import Dataset, open_dataset
 from .row import Row, Segment, decode_runs
 from .shard import Batch
 from .storage import Folder
+from .turns import Talk, begin, by_turn, facts, holder, talk
 from .verify import data_sets
 from .weights import Rule, segment_weights
 
@@ -225,8 +225,11 @@ def row_detail(dataset: Dataset, row: int, rule: Rule | None = None, decode: Dec
       decode: turns text ids into text; without it the ids stand for themselves.
 
     Returns:
-      Plain data. `start` and `end` are places in the row, `positions` restart in each segment. `weight` is what the
-      loss counts for predicting one of the run's tokens, before it is divided by the rule's divisor.
+      Plain data. `start` and `end` are places in the row but those of spans, which are positions; `positions` restart
+      in each segment. `weight` is what the loss counts for predicting one of the run's tokens, before it is divided by
+      the rule's divisor. `turns`, `contexts` and `chunks` are what a segment's spans tell of a chat, as in
+      `turns.Turn`, `turns.Context` and `turns.Chunk`; no run goes over an edge of one of them. Spans that lack a field
+      are left out.
 
     Raises:
       IndexError: if there is no such row.
@@ -252,10 +255,14 @@ def _segment_details(row: Row, vocabulary: Vocabulary, rule: Rule, decode: Decod
         high = low + segment.length
         counts = (np.array([segment.trained_text]), np.array([segment.trained_vision]))
         text, vision = (float(w[0]) for w in segment_weights(rule, *counts, vocabulary))
-        pieces = _pieces(row.tokens[low:high], flags[low:high], vocabulary)
+        segment = segment._replace(spans=tuple(span for span in segment.spans if None not in span))
+        told = talk(segment.spans, flags[low:high], low)
+        cuts = np.array(told.edges(), np.int64) - low
+        pieces = _pieces(row.tokens[low:high], flags[low:high], vocabulary, cuts)
         yield {
             "segment": number,
             **_named(segment),
+            **_told(told),
             "place": [low, high],
             "positions": [0, segment.length - 1],
             "weights": {"text": text, "vision": vision},
@@ -268,6 +275,10 @@ def _named(segment: Segment) -> dict[str, Any]:
     return {**segment._asdict(), "spans": [span._asdict() for span in segment.spans]}
 
 
+def _told(told: Talk) -> dict[str, list[dict[str, Any]]]:
+    return {name: list(map(asdict, items)) for name, items in told._asdict().items()}
+
+
 class _Piece(NamedTuple):
     """Tokens of a segment that are alike, the place of the first in it, and whether a clip goes on with them."""
 
@@ -278,12 +289,13 @@ class _Piece(NamedTuple):
     follows: bool
 
 
-def _pieces(tokens: np.ndarray, trained: np.ndarray, vocabulary: Vocabulary) -> Iterator[_Piece]:
-    """Cut where training begins or ends, between text and vision, and after each frame."""
+def _pieces(tokens: np.ndarray, trained: np.ndarray, vocabulary: Vocabulary, cuts: np.ndarray) -> Iterator[_Piece]:
+    """Cut before the places `cuts`, where training begins or ends, between text and vision, and after each frame."""
     vision = vocabulary.is_vision(tokens)
     edges = (trained[1:] != trained[:-1]) | (vision[1:] != vision[:-1])
     if vocabulary.codes:
         edges |= tokens[:-1] >= vocabulary.eof
+    edges[cuts[(cuts > 0) & (cuts < len(tokens))] - 1] = True
     for low, high in _parts(edges):
         follows = low > 0 and bool(vocabulary.codes) and bool(tokens[low - 1] == vocabulary.eof)
         yield _Piece(low, tokens[low:high], bool(trained[low]), bool(vision[low]), follows)
@@ -352,19 +364,34 @@ class Clip(NamedTuple):
 
 
 def blocks(segment: dict[str, Any], vocabulary: Vocabulary) -> Iterator[list[dict[str, Any]] | Clip]:
-    """Group the runs of a segment of `row_detail` as one reads them: yields runs of text, and clips, in order."""
+    """Group the runs of a segment of `row_detail` as one reads them: yields runs of text, and clips, in order.
+
+    A block lies in one turn or outside all of them; runs of text likewise in one context or outside all of them.
+    """
     low = segment["place"][0]
     spans = sorted((low + s["start"], low + s["end"], s["kind"], s["ref"]) for s in segment["spans"])
     spans = [span for span in spans if span[2] in PICTURES]
-    for modality, group in groupby(segment["runs"], key=lambda run: str(run["modality"])):
-        runs = list(group)
-        if modality == "text":
-            yield runs
-            continue
-        tokens = np.concatenate([run["tokens"] for run in runs])
-        trained = np.repeat([run["trained"] for run in runs], [len(run["tokens"]) for run in runs])
-        for a, b in _parts(tokens[:-1] == vocabulary.eov):
-            yield _clip(runs[0]["start"] + a, tokens[a:b], trained[a:b], spans, vocabulary)
+    for _, section in by_turn(segment, segment["runs"], lambda run: int(run["start"])):
+        for (vision, _), group in groupby(section, key=lambda run: _group(run, segment["contexts"])):
+            runs = list(group)
+            if not vision:
+                yield runs
+                continue
+            tokens = np.concatenate([run["tokens"] for run in runs])
+            trained = np.repeat([run["trained"] for run in runs], [len(run["tokens"]) for run in runs])
+            for a, b in _parts(tokens[:-1] == vocabulary.eov):
+                yield _clip(runs[0]["start"] + a, tokens[a:b], trained[a:b], spans, vocabulary)
+
+
+def _group(run: dict[str, Any], contexts: list[dict[str, Any]]) -> tuple[bool, int]:
+    """Tell what the runs of a block have in common: are they of frames, and where does their context begin, if any?"""
+    vision = run["modality"] == "vision"
+    return vision, -1 if vision else begin(holder(contexts, run["start"]))
+
+
+def block_start(block: list[dict[str, Any]] | Clip) -> int:
+    """Return the place in the row where a block begins."""
+    return block.frames[0].start if isinstance(block, Clip) else int(block[0]["start"])
 
 
 def _clip(
@@ -378,7 +405,7 @@ def _clip(
     at = bisect_right(spans, low, key=lambda span: span[0]) - 1
     inside = at >= 0 and low < spans[at][1]
     kind = spans[at][2] if inside else PICTURES[len(parts) > 1]
-    ref = _facts(spans[at][3]) if inside else {}
+    ref = facts(spans[at][3]) if inside else {}
     times = _times(ref, len(parts))
     frames = []
     for number, (a, b) in enumerate(parts):
@@ -386,15 +413,6 @@ def _clip(
         codes = (tokens[a : b - ended] - vocabulary.text_size).astype(np.uint16)
         frames.append(Frame(number + 1, low + a, low + b, codes, ended, int(trained[a:b].sum()), times[number]))
     return Clip(kind, ref, tuple(frames))
-
-
-def _facts(ref: str) -> dict[str, Any]:
-    """Read a span's ref; what is no JSON object says nothing."""
-    try:
-        found = json.loads(ref)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _times(ref: dict[str, Any], frames: int) -> list[float | None]:

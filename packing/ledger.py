@@ -18,6 +18,8 @@ class Ledger:
       reasons: dropped and failed records by `"dropped: reason"` or `"failed: reason"`.
       tasks: per task, the kept examples or segments, their tokens and their trained tokens.
       tokens_read, tokens_dropped: tokens that came in, and those that no row holds (pack units).
+      tokens_cut: of the dropped ones, those that were cut out of plain text since they are on the eval side too.
+      usage: what was asked of a service, for example a language model's requests and tokens.
     """
 
     read: int = 0
@@ -28,6 +30,8 @@ class Ledger:
     tasks: dict[str, dict[str, int]] = field(default_factory=dict)
     tokens_read: int = 0
     tokens_dropped: int = 0
+    tokens_cut: int = 0
+    usage: dict[str, int] = field(default_factory=dict)
 
     def count(self, status: str, reason: str = "") -> None:
         """Count what became of a record. `read` is counted apart, where records are read, so that a loss shows."""
@@ -43,6 +47,11 @@ class Ledger:
         counts["tokens"] += tokens
         counts["trained"] += trained
 
+    def count_usage(self, usage: dict[str, int]) -> None:
+        """Add what was asked of a service."""
+        for name, n in usage.items():
+            self.usage[name] = self.usage.get(name, 0) + n
+
     @property
     def balanced(self) -> bool:
         return self.read == self.kept + self.dropped + self.failed
@@ -57,14 +66,16 @@ class Ledger:
         data = asdict(self)
         data["reasons"] = dict(sorted(self.reasons.items()))
         data["tasks"] = dict(sorted(self.tasks.items()))
+        data["usage"] = dict(sorted(self.usage.items()))
         return data
 
     def add(self, other: "Ledger") -> None:
         """Add another ledger's counts to this one's."""
-        for name in ("read", "kept", "dropped", "failed", "tokens_read", "tokens_dropped"):
+        for name in ("read", "kept", "dropped", "failed", "tokens_read", "tokens_dropped", "tokens_cut"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for reason, n in other.reasons.items():
             self.reasons[reason] = self.reasons.get(reason, 0) + n
+        self.count_usage(other.usage)
         for task, counts in other.tasks.items():
             mine = self.tasks.setdefault(task, dict.fromkeys(counts, 0))
             for name, n in counts.items():

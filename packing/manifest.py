@@ -169,8 +169,16 @@ def sweep(folder: Folder) -> int:
         for name in list(folder.names(part)):
             path = f"{part}/{name}" if part else name
             ours = part in (SHARDS, REJECTS) and OURS.fullmatch(name)  # a user's own file is not ours to remove
-            stray = (name.startswith(TEMPORARY) and abandoned(name)) or (ours and path not in named)
-            if stray:
+            if ours and path not in named:
                 folder.remove(path)
                 removed += 1
+        removed += sweep_drafts(folder, part)
     return removed
+
+
+def sweep_drafts(folder: Folder, part: str = "") -> int:
+    """Remove the drafts in a part of a folder whose writers are gone. Returns how many."""
+    drafts = [name for name in folder.names(part) if name.startswith(TEMPORARY) and abandoned(name)]
+    for name in drafts:
+        folder.remove(f"{part}/{name}" if part else name)
+    return len(drafts)

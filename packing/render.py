@@ -1,7 +1,9 @@
 """Show what `inspect` found on a terminal, with colour or without. No text that is shown can steer the terminal."""
 
 import re
-from typing import Any
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any, TypeVar
 
 from rich.console import Group, RenderableType
 from rich.rule import Rule as Line
@@ -9,10 +11,15 @@ from rich.table import Table
 from rich.text import Text
 
 from .inspect import Summary
+from .turn_words import about_words, chunk_words, names_anew, overview, place_words, spread_of, trained_words, untold
+from .turns import begin, by_turn, holder
 
+T = TypeVar("T")
 BAR = 40  # characters of the longest bar
 SHOWN = 400  # characters of a run that are shown, half at each end
-TRAINED, UNTRAINED = "bold green", "dim"
+SPANS, TURNS, RUNS, CHUNKS = 12, 24, 40, 2  # the most that are shown of a segment, and of a turn or its context
+LEVELS = "·▁▂▃▄▅▆▇█"  # of a cell, from none to the most
+TRAINED, UNTRAINED, LABEL = "bold green", "dim", "bold cyan"
 # Control characters, and the invisible ones that reorder or hide what stands beside them.
 UNSAFE = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
@@ -30,6 +37,14 @@ def elided(text: str, limit: int = SHOWN) -> str:
         return text
     half = limit // 2
     return f"{text[:half]} ⟨… {len(text) - 2 * half:,} characters …⟩ {text[-half:]}"
+
+
+def shortened(items: list[T], limit: int, full: bool) -> tuple[list[T], list[T], list[T]]:
+    """Part a long list into its beginning, its middle, which is left out, and its end, unless it shall stay `full`."""
+    half = limit // 2
+    if full or len(items) <= limit:
+        return items, [], []
+    return items[:half], items[half:-half], items[-half:]
 
 
 def clock(seconds: float) -> str:
@@ -133,27 +148,91 @@ def render_row(detail: dict[str, Any], full: bool = False) -> RenderableType:
     legend = Text.assemble("legend: ", ("⟦trained⟧", TRAINED), " ", ("not trained", UNTRAINED))
     blocks: list[RenderableType] = [Text(head), legend]
     for segment in detail["segments"]:
-        blocks += [Line(Text(f"segment {segment['segment']}"), align="left"), _heading(segment)]
-        blocks.append(_content(segment["runs"], full))
+        blocks += [Line(Text(f"segment {segment['segment']}"), align="left"), _heading(segment, full)]
+        blocks += _sections(segment, full)
     if detail["padding"]:
         blocks += [Line(Text("padding"), align="left"), Text(f"{detail['padding']:,} tokens", style=UNTRAINED)]
     return Group(*blocks)
 
 
-def _heading(s: dict[str, Any]) -> Text:
-    low, high = s["place"]
+def _heading(s: dict[str, Any], full: bool) -> Text:
+    first, hidden, last = shortened(s["spans"] if full else untold(s), SPANS, full)
     lines = [
         f"{s['task']} from {s['source']}, record {s['record']}" + (f" at token {s['start']:,}" if s["start"] else ""),
-        f"tokens {low:,} to {high - 1:,}, positions 0 to {s['positions'][1]:,}; {weighed(s)}",
-        *(f"span {p['start']:,} to {p['end']:,}: {p['kind']} {elided(p['ref'])}".rstrip() for p in s["spans"]),
+        f"{place_words(s['place'])}, positions 0 to {s['positions'][1]:,}; {weighed(s)}",
+        *(f"{name}: {value}" for name, value in overview(s).items() if value),
+        *_spread(s),
+        *map(_span, first),
+        *([f"⟨… {len(hidden):,} spans …⟩"] if hidden else []),
+        *map(_span, last),
     ]
     return Text("\n".join(map(visible, lines)), style="cyan")
 
 
-def _content(runs: list[dict[str, Any]], full: bool) -> Text:
+def _span(span: dict[str, Any]) -> str:
+    return f"span {span['start']:,} to {span['end']:,}: {span['kind']} {elided(span['ref'])}".rstrip()
+
+
+def _spread(s: dict[str, Any]) -> Iterator[str]:
+    """Draw where in the context the chunks lie that are asked about."""
+    counts = spread_of(s, BAR)
+    if most := max(counts):
+        cells = "".join(LEVELS[-(-(len(LEVELS) - 1) * count // most)] for count in counts)
+        yield f"0% ▕{cells}▏ 100%, up to {most:,} question{'s' * (most != 1)} a cell"
+
+
+def _sections(s: dict[str, Any], full: bool) -> Iterator[Text]:
+    """Lay out a segment turn by turn."""
+    first, hidden, last = shortened(list(by_turn(s, s["runs"], lambda run: int(run["start"]))), TURNS, full)
+    for turn, runs in first:
+        yield _section(s, turn, runs, full)
+    if hidden:
+        tokens = hidden[-1][1][-1]["end"] - hidden[0][1][0]["start"]
+        yield Text(f"⟨… {len(hidden):,} turns, {tokens:,} tokens …⟩", style="cyan")
+    for turn, runs in last:
+        yield _section(s, turn, runs, full)
+
+
+def _section(s: dict[str, Any], turn: dict[str, Any] | None, runs: list[dict[str, Any]], full: bool) -> Text:
     text = Text(overflow="fold")
+    if turn:
+        told = [place_words(turn["place"]), trained_words(turn)]
+        told += [about_words(turn["about"])] if names_anew(turn, s) else []
+        text.append(turn["role"], style=LABEL).append(f": {', '.join(told)}\n", style="cyan")
+    elif s["turns"]:
+        place = runs[0]["start"], runs[-1]["end"]
+        text.append("no turn", style=LABEL).append(f": {place_words(place)}\n", style="cyan")
+    groups = [list(group) for _, group in groupby(runs, key=lambda run: begin(holder(s["contexts"], run["start"])))]
+    first, hidden, last = shortened(groups, RUNS, full)
+    for group in first:
+        _append_group(text, group, s, full)
+    if hidden:
+        text.append(_left_out([run for group in hidden for run in group]), style=UNTRAINED)
+    for group in last:
+        _append_group(text, group, s, full)
+    return text
+
+
+def _append_group(text: Text, runs: list[dict[str, Any]], s: dict[str, Any], full: bool) -> None:
+    """Append the runs of a context on lines of their own, or those outside one."""
+    inside = holder(s["contexts"], runs[0]["start"]) is not None
+    first, hidden, last = shortened(runs, CHUNKS if inside else RUNS, full)
+    _append(text, first, s["chunks"], full)
+    if hidden:
+        text.append("\n" * inside + _left_out(hidden), style=UNTRAINED)
+    _append(text, last, s["chunks"], full)
+    text.append("\n" * inside)
+
+
+def _left_out(runs: list[dict[str, Any]]) -> str:
+    return f"⟨… {runs[-1]['end'] - runs[0]['start']:,} tokens …⟩"
+
+
+def _append(text: Text, runs: list[dict[str, Any]], chunks: list[dict[str, Any]], full: bool) -> None:
     for run in runs:
+        chunk = holder(chunks, run["start"])
+        if chunk and chunk["place"][0] == run["start"]:
+            text.append(f"\n⟨{chunk_words(chunk)}⟩ ", style="cyan")
         shown = run["text"] if full else elided(run["text"])
         shown = visible(shown, newlines=True)
         text.append(f"⟦{shown}⟧" if run["trained"] else shown, style=TRAINED if run["trained"] else UNTRAINED)
-    return text

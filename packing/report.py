@@ -9,10 +9,12 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..errors import RunFailed
 from ..tokenizers.vocabulary import Vocabulary
 from .ledger import Ledger
+from .lint import broken_rules
 from .row import Row
-from .shard import EXAMPLES, HashingFile, Kind, ShardInfo, ShardWriter
+from .shard import EXAMPLES, Batch, HashingFile, Kind, ShardInfo, ShardWriter
 from .storage import Folder
 
 UNITS, SHARDS, REJECTS = "units", "shards", "rejects"
@@ -114,7 +116,8 @@ class UnitWriter:
     def __init__(self, folder: Folder, unit: str, vocabulary: Vocabulary, kind: Kind):
         self._folder, self._unit, self._kind = folder, unit, kind
         self._drafts: list[Path] = [folder.scratch(f"{SHARDS}/{unit}"), folder.scratch(f"{REJECTS}/{unit}")]
-        self._shard = ShardWriter(self._drafts[0], vocabulary, kind)
+        self._vocabulary = vocabulary
+        self._shard = ShardWriter(self._drafts[0], vocabulary, kind, self._lint)
         self._rejects: _RejectWriter | None = None
         self.ledger = Ledger()
 
@@ -127,10 +130,22 @@ class UnitWriter:
             draft.unlink(missing_ok=True)
 
     def add(self, row: Row) -> None:
-        """Write a row and count its segments."""
+        """Write a row and count its segments.
+
+        Raises:
+          RunFailed: if a row breaks a rule; it may be an earlier one, for they are looked at some together.
+        """
         self._shard.add(row)
         for s in row.segments:
             self.ledger.count_task(s.task, s.length, s.trained_text + s.trained_vision)
+
+    def _lint(self, batch: Batch, first: int) -> None:
+        for row, what, record in broken_rules(batch, self._vocabulary, self._kind):
+            named = f" (record {record})" if record else ""
+            raise RunFailed(
+                f"unit {self._unit}: row {first + row}{named} {what}: this is a bug of worldloom, not of the input; "
+                "report it with the recipe and the record. Nothing of this unit was written"
+            )
 
     def reject(self, reject: Reject) -> None:
         """List a record that is in no shard, and count it."""

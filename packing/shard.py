@@ -3,7 +3,7 @@
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from itertools import chain, pairwise
@@ -107,9 +107,20 @@ def described(schema: pa.Schema, path: str) -> tuple[Vocabulary, Kind]:
 
 
 class ShardWriter:
-    """Write rows to a local file in batches of bounded size, digesting rows and bytes on the way."""
+    """Write rows to a local file in batches of bounded size, digesting rows and bytes on the way.
 
-    def __init__(self, path: Path, vocabulary: Vocabulary, kind: Kind):
+    Args:
+      examine: called with each batch before it is written, and the number of its first row.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        vocabulary: Vocabulary,
+        kind: Kind,
+        examine: Callable[["Batch", int], None] = lambda batch, first: None,
+    ):
+        self._examine = examine
         self._schema = schema(vocabulary, kind)
         self._sink = HashingFile(path)
         self._writer = pa.ipc.new_file(self._sink, self._schema)
@@ -152,7 +163,9 @@ class ShardWriter:
 
     def _flush(self) -> None:
         if self._rows:
-            self._writer.write_batch(record_batch(self._rows, self._sums, self._schema))
+            batch = record_batch(self._rows, self._sums, self._schema)
+            self._examine(Batch(batch), self.rows - len(self._rows))
+            self._writer.write_batch(batch)
         self._rows, self._sums, self._pending = [], [], 0
 
 
@@ -274,6 +287,11 @@ class Batch:
 
     def row_trained(self, i: int) -> np.ndarray:
         return self.trained[self._trained_bounds[i] : self._trained_bounds[i + 1]]
+
+    def flags(self) -> np.ndarray:
+        """Write out which tokens of all rows, end to end, are trained: bool."""
+        runs, offsets = self.trained, self.trained_offsets
+        return np.repeat((np.arange(len(runs)) - np.repeat(offsets[:-1], np.diff(offsets))) % 2 == 1, runs)
 
     def row(self, i: int) -> Row:
         """Read one row in full."""

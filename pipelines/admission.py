@@ -6,7 +6,7 @@ from ..packing.ledger import DROPPED
 from ..packing.report import Reject
 from ..sources import Source
 from .reading.columns import column
-from .records import BadRecord, Found, ImageText, TextDocument, storable
+from .records import BadRecord, Found, ImageText, storable
 from .units import fraction
 
 
@@ -36,7 +36,7 @@ def url_of(found: Found) -> str:
     """Return the URL that a record was, or would be, fetched from, or what its `url` column says, or ""."""
     if isinstance(found, ImageText) and found.media.link:
         return storable(found.media.link)
-    columns = found.columns if isinstance(found, TextDocument | ImageText) else {}
+    columns = {} if isinstance(found, BadRecord) else found.columns
     return next((storable(str(value)) for name, value in columns.items() if name.lower() == "url" and value), "")
 
 

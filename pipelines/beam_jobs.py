@@ -1,7 +1,7 @@
 """Beam: the glue that runs a job's units, and finds duplicates, on any runner. No logic lives here."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,9 +13,11 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from ..errors import RunFailed, UserError
 from ..packing.manifest import shards_of
 from ..packing.report import Report
-from ..packing.storage import TEMPORARY
+from ..packing.storage import TEMPORARY, Folder
 from . import duplicates as found
+from . import eval_ngrams
 from .duplicates import Duplicate, Member
+from .eval_ngrams import Listed, Search
 from .job import Job, pending, run_unit
 from .local_workers import LocalWorkers
 from .tokenize import TokenizeJob
@@ -24,6 +26,7 @@ from .units import Unit
 NAMESPACE = "worldloom"
 OS_ERRORS = {"OSError", "FileNotFoundError", "PermissionError", "BlockingIOError", "ConnectionError", "TimeoutError"}
 SLICE = 2**13  # examples whose hashes the in-memory runner holds at once, some megabytes
+RUNS = 2**22  # runs of tokens whose hashes it, or a worker, holds at once: 32 MB
 
 
 def is_local(flags: list[str]) -> bool:
@@ -125,13 +128,13 @@ def run_job(job: Job, flags: list[str], workers: int) -> None:
 
 
 class ListShards(beam.DoFn):
-    """List the example shards of a finished tokenize job."""
+    """List the shards of finished examples, and their units."""
 
-    def __init__(self, job: TokenizeJob):
-        self._job = job
+    def __init__(self, folder: Folder):
+        self._folder = folder
 
     def process(self, part: str) -> Iterator[tuple[str, str]]:
-        yield from shards_of(self._job.folder, part)
+        yield from shards_of(self._folder, part)
 
 
 class Hashes(beam.DoFn):
@@ -183,7 +186,7 @@ def run_duplicates(job: TokenizeJob, flags: list[str], key: str, records: int) -
             hashed = (
                 p
                 | "Parts" >> beam.Create(job.parts(), reshuffle=False)
-                | "ListShards" >> beam.ParDo(ListShards(job))
+                | "ListShards" >> beam.ParDo(ListShards(job.folder))
                 | "Spread" >> beam.Reshuffle()
                 | "Hashes" >> beam.ParDo(Hashes(job, number, slices))
                 | "ByHash" >> beam.GroupByKey()
@@ -197,3 +200,52 @@ def run_duplicates(job: TokenizeJob, flags: list[str], key: str, records: int) -
                 | "Write" >> beam.ParDo(WriteDuplicates(job, name, key))
             )
     found.merge(job.folder, names, key)
+
+
+class RunHashes(beam.DoFn):
+    """Read the hashes of a shard's runs of tokens on the eval side, by slice."""
+
+    def __init__(self, search: Search, numbers: Sequence[int], slices: int):
+        self._search, self._numbers, self._slices = search, numbers, slices
+
+    def process(self, shard: tuple[str, str]) -> Iterator[tuple[int, bytes]]:
+        for values in eval_ngrams.hashes(self._search, shard[0]):
+            slices = eval_ngrams.sliced(values, self._slices)
+            yield from ((number, values[slices == number].tobytes()) for number in self._numbers)
+
+
+class WriteSlice(beam.DoFn):
+    """Write one slice of the list of runs."""
+
+    def __init__(self, search: Search):
+        self._search = search
+
+    def process(self, group: tuple[int, Iterable[bytes]]) -> None:
+        eval_ngrams.write_slice(self._search, *group)
+
+
+def run_eval_ngrams(search: Search, flags: list[str], tokens: int) -> Listed:
+    """List the runs of tokens on the eval side. Only their hashes are shuffled, in slices of bounded size.
+
+    The in-memory runner, which holds what it shuffles, takes one slice after the other.
+
+    Args:
+      tokens: about how many the eval side has.
+
+    Raises:
+      RunFailed: if a worker wrote its list elsewhere.
+    """
+    slices = max(1, tokens // RUNS)
+    for numbers in [[n] for n in range(slices)] if is_local(flags) else [range(slices)]:
+        with plain_errors(), pipeline(flags) as p:
+            hashed = (
+                p
+                | "Parts" >> beam.Create(search.parts(), reshuffle=False)
+                | "ListShards" >> beam.ParDo(ListShards(search.folder))
+                | "Spread" >> beam.Reshuffle()
+                | "Hashes" >> beam.ParDo(RunHashes(search, numbers, slices))
+            )
+            none = p | "None" >> beam.Create([(n, b"") for n in numbers], reshuffle=False)  # an empty slice is one too
+            gathered = (hashed, none) | beam.Flatten() | "BySlice" >> beam.GroupByKey()
+            _ = gathered | "Write" >> beam.ParDo(WriteSlice(search))
+    return eval_ngrams.merge(search, slices)

@@ -14,7 +14,7 @@ from ..packing.ledger import DROPPED, FAILED
 from ..packing.report import Reject
 from ..packing.row import Row, example_row
 from ..recipe import Recipe
-from ..sources import BooksSource
+from ..sources import BooksSource, TextSource
 from ..tokenizers.vocabulary import Vocabulary
 from .admission import denied_by, reject, url_of
 from .gutenberg import strip
@@ -48,7 +48,7 @@ class Admitted(NamedTuple):
     exact: bytes
 
 
-def examine(found: Found, source: BooksSource, seed: int, denied: frozenset[str]) -> Admitted | Reject:
+def examine(found: Found, source: TextSource, seed: int, denied: frozenset[str]) -> Admitted | Reject:
     """Decide on a record by all that can be known before its text is tokenized."""
     if denied and (entry := denied_by(denied, found.record, url_of(found))):
         return reject(found, source, "filter", DROPPED, "denied", entry)
@@ -83,21 +83,36 @@ def content_hash(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-def row(recipe: Recipe, source: BooksSource, found: Found, denied: frozenset[str]) -> Row | Reject:
-    """Turn one record into an example's row, or say why not."""
+class Encoded(NamedTuple):
+    """A text that is kept, its ids without BOS and EOS, and its content's hash."""
+
+    ids: np.ndarray
+    exact: bytes
+
+
+def encode(recipe: Recipe, source: TextSource, found: Found, denied: frozenset[str]) -> Encoded | Reject:
+    """Turn one record into ids, or say why not."""
     admitted = examine(found, source, recipe.seed, denied)
     if isinstance(admitted, Reject):
         return admitted
-    text, exact = admitted
-    tokenizer, url = text_tokenizer(recipe.vocabulary.text), url_of(found)
-    ids, vocabulary = tokenizer.encode(text), vocabulary_of(recipe.vocabulary)
+    ids = text_tokenizer(recipe.vocabulary.text).encode(admitted.text)
     if reason := judge_length(len(ids), source):
-        return reject(found, source, "filter", DROPPED, reason, f"{len(ids)} tokens", exact)
+        return reject(found, source, "filter", DROPPED, reason, f"{len(ids)} tokens", admitted.exact)
+    return Encoded(ids, admitted.exact)
+
+
+def row(recipe: Recipe, source: BooksSource, found: Found, denied: frozenset[str]) -> Row | Reject:
+    """Turn one record into an example's row, or say why not."""
+    encoded = encode(recipe, source, found, denied)
+    if isinstance(encoded, Reject):
+        return encoded
+    ids, exact = encoded
+    vocabulary = vocabulary_of(recipe.vocabulary)
     near = signature(ids) if recipe.duplicates == "near" else np.empty(0, np.uint64)
-    return example_row(render(ids, source.name, found.record, url, vocabulary), vocabulary, exact, near)
+    return example_row(render(ids, source.name, found.record, url_of(found), vocabulary), vocabulary, exact, near)
 
 
-def judge_length(tokens: int, source: BooksSource) -> str:
+def judge_length(tokens: int, source: TextSource) -> str:
     """Return why a text of so many tokens is dropped, or ""."""
     if not tokens:
         return "empty"

@@ -1,18 +1,19 @@
 """Builds: recipe checked, examples tokenized, duplicates found, sequences packed; each step resumes where it was."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import yaml
 
 from ..errors import UserError
 from ..packing.dataset import Dataset
-from ..packing.manifest import MANIFEST, read_manifest
+from ..packing.manifest import MANIFEST, read_manifest, sweep_drafts
 from ..packing.report import UNITS
 from ..packing.storage import Folder
 from ..recipe import PackSection, Recipe
-from . import duplicates
+from ..sources import BookQuestionsSource, Source
+from . import duplicates, eval_ngrams
 from .deny import with_deny_lists
 from .job import Job, finish, is_done, prepare, reopen
 from .pack import PackJob
@@ -20,7 +21,7 @@ from .progress import ReportBar
 from .tokenize import TokenizeJob, surroundings, versions
 from .units import digest
 
-EXAMPLES, RECIPE = "examples", "recipe.yaml"
+EXAMPLES, QUESTIONS, REPLIES, RECIPE = "examples", "questions", "replies", "recipe.yaml"
 
 
 def build(recipe: Recipe, out: str, flags: list[str], workers: int) -> dict[str, Any]:
@@ -32,16 +33,46 @@ def build(recipe: Recipe, out: str, flags: list[str], workers: int) -> dict[str,
       UserError: if the recipe, the input or the output is not as it must be, or too many records failed.
     """
     folder = Folder(out)
-    job = TokenizeJob(with_deny_lists(recipe), folder.sub(EXAMPLES).url)
+    recipe = with_deny_lists(recipe)
+    job = TokenizeJob(recipe, folder.sub(EXAMPLES).url, questions=folder.sub(QUESTIONS).url)
     check(job)
     claim(folder, recipe, job.vocabulary.fingerprint)
-    made = {EXAMPLES: run(job, "tokenize", describe_examples(job), recipe.limits.failed, flags, workers)}
+    made = ask(recipe, folder, flags, workers)
+    made[EXAMPLES] = run(job, "tokenize", describe_examples(job), recipe.limits.failed, flags, workers)
     find_duplicates(job, made[EXAMPLES], flags)
     for section in recipe.pack:
         name = f"packed-{section.name}"
-        packing = pack_job(job.url, folder.sub(name).url, section)
+        packing = with_eval_ngrams(pack_job(job.url, folder.sub(name).url, section), flags)
         made[name] = run(packing, name, describe_packed(packing), 1.0, flags, workers)
     return made
+
+
+def questions(recipe: Recipe, out: str, flags: list[str], workers: int) -> dict[str, Any]:
+    """Make the questions that a recipe wants about its books, as `build` does first. Returns the manifest.
+
+    Raises:
+      UserError: as `build`, and if no source of the recipe wants questions.
+    """
+    folder = Folder(out)
+    recipe = with_deny_lists(recipe)
+    made = TokenizeJob(recipe, folder.sub(QUESTIONS).url, replies=folder.sub(REPLIES).url)
+    if not made.parts():
+        raise UserError("no source of this recipe is of kind book-questions, so there is nothing to ask")
+    check(made)
+    claim(folder, recipe, made.vocabulary.fingerprint)
+    return ask(recipe, folder, flags, workers)[QUESTIONS]
+
+
+def ask(recipe: Recipe, folder: Folder, flags: list[str], workers: int) -> dict[str, dict[str, Any]]:
+    """Make the questions that a recipe wants, if it does. Returns their manifest by the folder's name."""
+    job = TokenizeJob(recipe, folder.sub(QUESTIONS).url, replies=folder.sub(REPLIES).url)
+    if not job.parts():
+        return {}
+    described = {**describe_examples(job), "duplicates": "none"}
+    made = run(job, "questions", described, recipe.limits.failed, flags, workers)
+    if (replies := Folder(job.replies)).local:  # elsewhere a file is there whole or not at all
+        sweep_drafts(replies)
+    return {QUESTIONS: made}
 
 
 def pack(examples: str, out: str, section: PackSection, flags: list[str], workers: int) -> dict[str, Any]:
@@ -50,7 +81,7 @@ def pack(examples: str, out: str, section: PackSection, flags: list[str], worker
     Raises:
       UserError: if the examples are not complete, or `out` cannot be written.
     """
-    job = pack_job(examples, out, section)
+    job = with_eval_ngrams(pack_job(examples, out, section), flags)
     return run(job, "pack", describe_packed(job), 1.0, flags, workers)
 
 
@@ -64,7 +95,7 @@ def pack_job(examples: str, out: str, section: PackSection) -> PackJob:
     made = dataset.manifest
     if made["kind"] != EXAMPLES:
         raise UserError(f"{examples} holds packed {made['kind']}: name the folder of examples that they came from")
-    if section.split == "eval" and not made["eval"]:
+    if (section.split == "eval" or section.remove_eval_ngrams) and not made["eval"]:
         raise UserError(f"{examples} was built with eval 0, so that its eval side is empty: set eval in its recipe")
     claim_packed(Folder(out), section.length, made)
     listed = duplicates_key(made)
@@ -181,9 +212,23 @@ def find_duplicates(job: TokenizeJob, examples: dict[str, Any], flags: list[str]
         run_duplicates(job, flags, key, examples["rows"])
 
 
+def with_eval_ngrams(job: PackJob, flags: list[str]) -> PackJob:
+    """Have a job remove what the eval side has too, if its section says so, and list that first if it is not listed."""
+    if not job.section.remove_eval_ngrams:
+        return job
+    search = eval_ngrams.Search(job.examples, job.root, job.section.remove_eval_ngrams, job.seed, job.eval)
+    said = eval_ngrams.read_said(search.folder, search.n)
+    if said is None or said.key != search.key:
+        from .beam_jobs import run_eval_ngrams
+
+        said = run_eval_ngrams(search, flags, int(job.dataset.manifest["tokens"] * job.eval))
+    return replace(job, ngrams=said.content)
+
+
 def describe_examples(job: TokenizeJob) -> dict[str, Any]:
     """Say in a manifest what a set of examples is."""
     recipe = job.recipe
+    sources = [recipe.source(name) for name in job.parts()]
     return {
         "kind": "examples",
         "length": 0,
@@ -194,18 +239,23 @@ def describe_examples(job: TokenizeJob) -> dict[str, Any]:
         "seed": recipe.seed,
         "eval": recipe.eval,
         "duplicates": recipe.duplicates,
-        "versions": {**surroundings(), **{k: v for s in recipe.sources for k, v in versions(recipe, s).items()}},
-        "about": {
-            s.name: {
-                "kind": s.kind,
-                "licence": s.licence,
-                "deny": s.deny,
-                "sample": s.sample,
-                "filters": json.loads(s.filters.model_dump_json(exclude_defaults=True)),
-            }
-            for s in recipe.sources
-        },
+        "versions": {**surroundings(), **{k: v for s in sources for k, v in versions(recipe, s).items()}},
+        "about": {s.name: describe_source(s) for s in sources},
     }
+
+
+def describe_source(source: Source) -> dict[str, Any]:
+    """Say in a manifest where examples come from, and which were kept."""
+    told = {
+        "kind": source.kind,
+        "licence": source.licence,
+        "deny": source.deny,
+        "sample": source.sample,
+        "filters": json.loads(source.filters.model_dump_json(exclude_defaults=True)),
+    }
+    if isinstance(source, BookQuestionsSource):
+        told["questions"] = source.questions.model_dump(include={"by", "model", "dollars_in", "dollars_out"})
+    return told
 
 
 def describe_packed(job: PackJob) -> dict[str, Any]:
@@ -218,6 +268,7 @@ def describe_packed(job: PackJob) -> dict[str, Any]:
         "weights": str(job.section.weights),
         "split": job.section.split,
         "frames": job.section.frames,
+        "remove_eval_ngrams": job.section.remove_eval_ngrams,
         "examples": {"root": examples["root"], "rows": examples["rows"], "tokens": examples["tokens"]},
         **{name: examples[name] for name in keep},
     }

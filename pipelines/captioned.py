@@ -1,7 +1,6 @@
 """Pictures and clips with captions: what tars, tables, folders and datasets hold, the bad ones named."""
 
 import hashlib
-import posixpath
 import re
 import reprlib
 from collections.abc import Generator, Iterator
@@ -9,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from ..packing.ledger import DROPPED, FAILED
-from ..sources import PLACE, MediaSource, template_columns
+from ..sources import MediaSource
 from .media import Unfit
 from .reading.columns import Roles, column, roles
 from .reading.damage import damage_passed_over, guarded
 from .reading.files import FORM_OF_KIND, TABLES, form_of, open_plain, open_raw, read_capped
 from .reading.listing import names_files
+from .reading.naming import at, existing, filled, folder_of, held
 from .reading.places import Root
-from .reading.samples import CAPTION, SIDECAR, TEXT_BYTES, Sample, discard, hold_bytes, read_samples
-from .reading.tables import Row, is_saved_dataset, name_in, parse_json, read_rows
+from .reading.samples import CAPTION, SIDECAR, TEXT_BYTES, Sample, discard, read_samples
+from .reading.tables import Row, name_in, parse_json, read_rows
+from .reading.texts import checked
 from .records import BadRecord, ImageText, Media, VideoText
 from .units import Part
 
@@ -49,7 +50,7 @@ def named_versions(source: MediaSource, part: Part) -> str:
     """
     if source.dataset or form_of(part.url) not in TABLES or not names_files(source, part):
         return ""
-    root, marks = Root(source.media_root or _folder(part)), hashlib.blake2b(digest_size=16)
+    root, marks = Root(source.media_root or folder_of(part)), hashlib.blake2b(digest_size=16)
     with damage_passed_over():
         for row in read_rows(source, part):
             marks.update(f"{_version(source, row, root) if isinstance(row, Row) else ''}\n".encode())
@@ -149,31 +150,13 @@ def _caption(text: object) -> str:
     """
     if not isinstance(text, str):
         raise Unfit(FAILED, "no caption", f"found {type(text).__name__} where a string is needed")
-    if (nul := text.find("\0")) >= 0:
-        raise Unfit(FAILED, "NUL byte", f"at character {nul} of the caption")
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise Unfit(FAILED, "not Unicode", f"the caption: {error}") from None
-    return text
+    return checked(text, "the caption")
 
 
 def _table(source: MediaSource, part: Part, folder: Path | None) -> Generator[Found]:
-    root = Root(source.media_root or _folder(part))
+    root = Root(source.media_root or folder_of(part))
     for row in read_rows(source, part):
         yield _of_row(source, row, root, folder) if isinstance(row, Row) else row
-
-
-def _folder(part: Part) -> str:
-    """Return where the files of a table lie: beside it; those of a dataset in it, or where it was fetched to."""
-    if form_of(part.url):
-        return posixpath.dirname(part.url)
-    if is_saved_dataset(part.url) or Path(part.url).is_dir():
-        return part.url
-    import datasets
-
-    return str(datasets.config.HF_CACHE_HOME)
 
 
 def _of_row(source: MediaSource, row: Row, root: Root, folder: Path | None) -> Found:
@@ -203,49 +186,13 @@ def _media(source: MediaSource, found: Roles, values: dict[str, Any], root: Root
     """Say where the picture or clip of a row is."""
     form = FORM_OF_KIND[source.kind]
     if found.paths:
-        return _at(_path(found.paths, values, root), form, root)
+        return at(existing([filled(template, values) for template in found.paths], root), form, root)
     if found.media:
-        return _held(column(values, found.media), source, form, root, folder)
+        return held(column(values, found.media), form, source.record_bytes, root, folder)
     link = column(values, found.url) if found.url else None
     if not isinstance(link, str) or not link:
         raise Unfit(FAILED, "no URL", f"found {type(link).__name__} where a URL is needed")
     return Media(link=link)
-
-
-def _path(templates: tuple[str, ...], values: dict[str, Any], root: Root) -> str:
-    """Fill in templates, and take the first that leads to a file; of one alone that is left to whoever opens it."""
-    paths = [_filled(template, values) for template in templates]
-    if len(paths) == 1:
-        return paths[0]
-    if path := next((path for path in paths if root.holds(path)), ""):
-        return path
-    raise Unfit(FAILED, "no such file", " nor ".join(paths))
-
-
-def _filled(template: str, values: dict[str, Any]) -> str:
-    found = {name: column(values, name) for name in template_columns(template)}
-    for name, value in found.items():
-        if not isinstance(value, str | int) or isinstance(value, bool) or value == "":
-            raise Unfit(FAILED, "no path", f"column {name} holds {type(value).__name__} where a name is needed")
-    return PLACE.sub(lambda place: str(found[place[1]]), template)
-
-
-def _held(value: object, source: MediaSource, form: str, root: Root, folder: Path | None) -> Media:
-    """Take a picture or clip out of a column: bytes, a path, or both, as Hugging Face stores them."""
-    data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, value)
-    if isinstance(data, bytes) and data:
-        if len(data) > source.record_bytes:
-            raise Unfit(FAILED, "too large", f"{len(data)} bytes, over record_bytes = {source.record_bytes}")
-        return hold_bytes(data, form, folder)
-    if isinstance(path, str) and path:
-        return _at(path, form, root)
-    raise Unfit(FAILED, f"no {form}", f"found {type(value).__name__} where bytes or a path are needed")
-
-
-def _at(path: str, form: str, root: Root) -> Media:
-    if (other := form_of(path)) and other != form:
-        raise Unfit(DROPPED, f"not a {form}", path)
-    return Media(path=root.url_of(path))
 
 
 def _record(

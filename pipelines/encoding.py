@@ -4,14 +4,15 @@ import hashlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from ..packing.report import Reject
 from ..tokenizers.vision import VisionTokenizer
 from .media import Unfit
 from .records import ImageText
+
+Other = TypeVar("Other")
 
 BATCH = 64  # frames encoded at once; the tokenizer has a batch of its own inside
 
@@ -37,13 +38,13 @@ class Piece(NamedTuple):
     last: bool
 
 
-def encode(pieces: Iterable[Reject | Piece], tokenizer: VisionTokenizer) -> Iterator[Pending | Reject]:
-    """Encode frames in batches across records. Yields the records whole, in order."""
-    order: deque[Pending | Reject] = deque()
+def encode(pieces: Iterable[Piece | Other], tokenizer: VisionTokenizer) -> Iterator[Pending | Other]:
+    """Encode frames in batches across records. Yields the records whole, in order; anything else passes as it is."""
+    order: deque[Pending | Other] = deque()
     batch: list[Piece] = []
     held = 0
     for piece in pieces:
-        if isinstance(piece, Reject):
+        if not isinstance(piece, Piece):
             order.append(piece)
         else:
             if not order or order[-1] is not piece.owner:
@@ -81,5 +82,5 @@ def _encode_batch(batch: list[Piece], tokenizer: VisionTokenizer) -> None:
         low += len(part)
 
 
-def _is_ready(item: Pending | Reject) -> bool:
-    return isinstance(item, Reject) or (item.whole and (not item.waiting or item.unfit is not None))
+def _is_ready(item: object) -> bool:
+    return not isinstance(item, Pending) or (item.whole and (not item.waiting or item.unfit is not None))

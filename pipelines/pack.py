@@ -1,6 +1,6 @@
 """The pack job: runs of example shards become shards of packed sequences."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -19,12 +19,17 @@ from ..packing.shard import Batch, Kind, Shard
 from ..packing.storage import Folder
 from ..packing.thin import Thinning, plan_thinning, thin
 from ..recipe import PackSection
+from . import eval_ngrams
 from .duplicates import SCHEMA, of_units, read
-from .units import Part, Unit, digest, fraction, group
+from .eval_ngrams import remainders, shared
+from .split import content_keys, side_of
+from .units import Part, Unit, digest, group
 
 LEAST_TOKENS, MOST_TOKENS = 2**24, 2**27  # of a unit; fewer would leave more sequences half empty at unit ends
 INDEX_ROWS = 4096  # of the examples' index, read at once
 PER_UNIT = 1024  # sequences: what one half-empty one costs stays below 0.1 %
+
+Left = Mapping[int, Sequence[tuple[int, int]]]  # by row: the ranges of its tokens that are to be packed
 
 
 @lru_cache(maxsize=4)
@@ -37,6 +42,11 @@ def _duplicates(url: str, key: str) -> pa.Table:
     return read(Folder(url))
 
 
+@lru_cache(maxsize=4)
+def _listed(url: str, n: int, content: str) -> np.ndarray:
+    return eval_ngrams.read(Folder(url), n, content)
+
+
 @dataclass(frozen=True)
 class PackJob:
     """Pack the examples under `examples` into sequences under `url`.
@@ -45,6 +55,7 @@ class PackJob:
       root: the examples' root, so that a worker never takes a stale index for the present one.
       duplicates: digest of the list of duplicates to drop, or "" for none.
       section, seed, eval: length, sources and split, as in the recipe.
+      ngrams: digest of the list of runs on the eval side, where the section has them removed, else "".
     """
 
     examples: str
@@ -54,6 +65,7 @@ class PackJob:
     duplicates: str = ""
     seed: int = 0
     eval: float = 0.0
+    ngrams: str = ""
 
     @property
     def folder(self) -> Folder:
@@ -70,8 +82,9 @@ class PackJob:
 
     def units(self, part: str) -> Iterator[Unit]:
         vocabulary = self.dataset.vocabulary.fingerprint
-        split = (self.section.split, self.seed, self.eval) if self.section.split != "all" else "all"
-        facts = digest(self.section.length, split, self.section.frames, vocabulary, __version__)
+        split = (self.section.split, self.seed, self.eval, "by content") if self.section.split != "all" else "all"
+        removed = (self.section.remove_eval_ngrams, self.ngrams)
+        facts = digest(self.section.length, split, self.section.frames, removed, vocabulary, __version__)
         for name, parts in self._groups(part):
             dropped = self._dropped([p.id for p in parts]).select(["unit", "row"]).to_pylist()
             yield Unit(name, part, parts, digest(facts, [p.version for p in parts], dropped))
@@ -125,11 +138,15 @@ class PackJob:
             for batch in Shard(Folder(self.examples), part.url).batches():
                 writer.ledger.tokens_read += int(batch.column("length").sum())
                 writer.ledger.read += batch.rows
-                thinned = self._thin(batch)
-                verdicts = [self._judge(batch, i, duplicates.get(first + i), thinned[i]) for i in range(batch.rows)]
+                thinned, sides, left = self._thin(batch), self._sides(batch), self._left(batch)
+                verdicts = [
+                    self._judge(batch, i, duplicates.get(first + i), thinned[i], sides[i], left.get(i))
+                    for i in range(batch.rows)
+                ]
                 _count(verdicts, batch, first, part, writer)
                 kept = np.array([not reason for reason, _ in verdicts])
-                pieces.add(batch, np.flatnonzero(kept), self.section.length, thinned)
+                writer.ledger.tokens_cut += _cut(batch, kept, left)
+                pieces.add(batch, np.flatnonzero(kept), self.section.length, thinned, left)
                 first += batch.rows
         return pieces.close()
 
@@ -141,8 +158,29 @@ class PackJob:
         room, frames = self.section.length, self.section.frames
         return [plan_thinning(s.length, s.spans, room, frames) for (s,) in batch.segments()]
 
+    def _sides(self, batch: Batch) -> Sequence[str]:
+        """Say for every example of a batch on which side of the split it is, where there is one."""
+        if self.section.split == "all":
+            return ["all"] * batch.rows
+        contents = zip(batch.segments(), batch.hashes()[0], strict=True)
+        return [side_of(self.seed, self.eval, content_keys(s.spans, exact)) for (s,), exact in contents]
+
+    def _left(self, batch: Batch) -> Left:
+        """Say of the examples that share runs with the eval side what is left of them, where that is to be removed."""
+        n = self.section.remove_eval_ngrams
+        if not n:
+            return {}
+        vocabulary, listed = self.dataset.vocabulary, _listed(self.examples, n, self.ngrams)
+        return remainders(batch, n, shared(batch, n, listed, vocabulary))
+
     def _judge(
-        self, batch: Batch, i: int, duplicate: dict[str, str] | None, thinned: Thinning | None
+        self,
+        batch: Batch,
+        i: int,
+        duplicate: dict[str, str] | None,
+        thinned: Thinning | None,
+        side: str,
+        left: Sequence[tuple[int, int]] | None,
     ) -> tuple[str, str]:
         """Say why no sequence takes an example: a reason and the details, or twice ""."""
         if duplicate:
@@ -151,10 +189,11 @@ class PackJob:
             return "too few frames would be left", f"of {batch.column('length')[i]} tokens"
         if thinned.length > self.section.length and batch.strings("task")[i].as_py() != TEXT:
             return "longer than the sequence", f"{thinned.length} tokens"
-        if self.section.split != "all":
-            names = batch.strings("source")[i].as_py(), batch.strings("record")[i].as_py()
-            if in_eval(self.seed, self.eval, *names) != (self.section.split == "eval"):
-                return "other side of the split", f"split is {self.section.split}"
+        if side != self.section.split:
+            where = "on both sides of the split" if side == "both" else "other side of the split"
+            return where, f"split is {self.section.split}"
+        if left is not None and not left:
+            return f"shares {self.section.remove_eval_ngrams} tokens with the eval side", "one after the other"
         return "", ""
 
 
@@ -168,9 +207,10 @@ def _count(verdicts: list[tuple[str, str]], batch: Batch, first: int, part: Part
             writer.ledger.count(KEPT)
 
 
-def in_eval(seed: int, share: float, source: str, record: str) -> bool:
-    """Is a record on the eval side of the split? Its windows, wherever they are, all are."""
-    return fraction(seed, "eval", source, record) < share
+def _cut(batch: Batch, kept: np.ndarray, left: Left) -> int:
+    """Count the tokens that were taken out of the examples that are kept."""
+    lengths = batch.column("length")
+    return sum(int(lengths[i]) - sum(high - low for low, high in ranges) for i, ranges in left.items() if kept[i])
 
 
 class Pieces(NamedTuple):
@@ -207,20 +247,27 @@ class PieceList:
         self._batches: list[Batch] = []
         self._columns: list[np.ndarray] = [np.empty((6, 0), np.int64)]
 
-    def add(self, batch: Batch, rows: np.ndarray, length: int, thinned: list[Thinning | None]) -> None:
-        """Take whole examples, those longer than `length` in consecutive windows.
+    def add(
+        self, batch: Batch, rows: np.ndarray, length: int, thinned: list[Thinning | None], left: Left | None = None
+    ) -> None:
+        """Take whole examples, or of some what is `left` of them; what is longer than `length` in consecutive windows.
 
         A remainder of one token could train nothing: it is left out, and thereby counted as dropped.
         """
-        plans = np.array([thinned[i] for i in rows.tolist()], np.int64).reshape(-1, 3)
-        sizes = plans[:, 2]
-        counts = np.maximum(1, (sizes + length - 2) // length)
-        owner = np.repeat(np.arange(len(rows)), counts)
-        low = (np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)) * length
-        high = np.minimum(low + length, sizes[owner])
+        plans = [(i, plan) for i in rows.tolist() if (plan := thinned[i])]
+        ranges = [
+            (i, low, high, plan.part, plan.whole)
+            for i, plan in plans
+            for low, high in (left or {}).get(i, [(0, plan.length)])
+        ]
+        row, first, last, part, whole = np.array(ranges, np.int64).reshape(-1, 5).T
+        counts = np.maximum(1, (last - first + length - 2) // length)
+        owner = np.repeat(np.arange(len(row)), counts)
+        low = first[owner] + (np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)) * length
+        high = np.minimum(low + length, last[owner])
         number = np.full(len(owner), len(self._batches))
         self._batches.append(batch)
-        self._columns.append(np.stack((number, rows[owner], low, high, *plans[owner, :2].T)))
+        self._columns.append(np.stack((number, row[owner], low, high, part[owner], whole[owner])))
 
     def close(self) -> Pieces:
         return Pieces(self._batches, *np.concatenate(self._columns, axis=1))

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..packing.ledger import DROPPED, FAILED
 from ..packing.report import Reject
-from ..sources import MediaSource
+from ..sources import MediaSource, Source
 from .admission import judge_record, reject
 from .media import Unfit
 from .reading.columns import column
@@ -75,6 +75,6 @@ def number(value: Any) -> float | None:
         return None
 
 
-def reject_unfit(found: Found, source: MediaSource, unfit: Unfit, stage: str, exact: bytes = b"") -> Reject:
+def reject_unfit(found: Found, source: Source, unfit: Unfit, stage: str, exact: bytes = b"") -> Reject:
     """List a record whose caption, scores or file keep it out."""
     return reject(found, source, stage, unfit.status, unfit.reason, unfit.detail, exact)

@@ -15,17 +15,18 @@ from ..packing.binpack import plan
 from ..packing.example import Span
 from ..packing.ledger import KEPT
 from ..packing.report import Reject
-from ..packing.row import Segment
+from ..packing.row import Row
 from ..packing.thin import VIDEO, plan_thinning
 from ..recipe import PackSection, Recipe
-from ..sources import Source
+from ..sources import BookQuestionsSource, Source
+from .book_questions import passages
 from .deny import with_deny_lists
 from .models import text_tokenizer
-from .pack import in_eval
 from .reading.listing import list_parts
 from .records import Found
 from .sampling import sample
 from .scratch import scratch
+from .split import Side, content_keys, side_of
 from .tokenize import TokenizeJob, tokenize
 
 SAMPLE_SECONDS = 20.0  # spent on each source at the most
@@ -60,7 +61,7 @@ class Shape(NamedTuple):
 
     length: int
     videos: tuple[Span, ...]
-    in_eval: bool
+    side: Side
 
 
 class Sample(NamedTuple):
@@ -71,17 +72,25 @@ class Sample(NamedTuple):
 
     def of(self, split: str) -> list[Shape]:
         """Take the examples of one side of the split, or of `all`."""
-        return self.examples if split == "all" else [e for e in self.examples if e.in_eval == (split == "eval")]
+        return self.examples if split == "all" else [e for e in self.examples if e.side == split]
 
 
 @dataclass
 class PackPlan:
-    """What a packing section will make: estimates, where the sample is not the whole."""
+    """What a packing section will make: estimates, where the sample is not the whole.
+
+    Attributes:
+      share: of the tokens that all packing sections of this length hold.
+      mixture: the share of a training mixture that the recipe means it for.
+    """
 
     length: int
     sequences: int
     fill: float
     bytes: int
+    tokens: int
+    share: float
+    mixture: float | None
 
 
 def plan_recipe(recipe: Recipe, seconds: float = SAMPLE_SECONDS) -> dict[str, Any]:
@@ -98,6 +107,7 @@ def plan_recipe(recipe: Recipe, seconds: float = SAMPLE_SECONDS) -> dict[str, An
     for source in recipe.sources:
         sources[source.name], samples[source.name] = plan_source(recipe, source, seconds)
     packs = {f"packed-{p.name}": plan_pack(p, recipe, samples, width) for p in recipe.pack}
+    tell_shares(packs.values())
     tokens = sum(p.tokens for p in sources.values())
     return {
         "sources": {name: asdict(p) for name, p in sources.items()},
@@ -113,9 +123,10 @@ def render_plan(found: dict[str, Any]) -> Group:
         minutes = f"{s['seconds'] / 60:,.1f} min"
         counts = (f"{s[key]:,}" for key in ("records", "kept", "tokens"))
         sources.add_row(name, f"{s['bytes']:,}", f"{s['sampled']:.1%}", *counts, minutes)
-    packs = Table("data set", "length", "sequences", "fill", "bytes", title="Packed")
+    packs = Table("data set", "length", "sequences", "fill", "bytes", "share", "mixture", title="Packed")
     for name, p in found["packs"].items():
-        packs.add_row(name, f"{p['length']:,}", f"{p['sequences']:,}", f"{p['fill']:.4f}", f"{p['bytes']:,}")
+        sizes = f"{p['length']:,}", f"{p['sequences']:,}", f"{p['fill']:.4f}", f"{p['bytes']:,}", f"{p['share']:.1%}"
+        packs.add_row(name, *sizes, "" if p["mixture"] is None else f"{p['mixture']:.1%}")
     reasons = [f"{name}: {reason}: {n:,}" for name, s in found["sources"].items() for reason, n in s["reasons"].items()]
     examples = f"Examples: {found['examples']['tokens']:,} tokens, {found['examples']['bytes']:,} bytes"
     return Group(sources, *reasons, examples, packs)
@@ -132,7 +143,7 @@ def plan_source(recipe: Recipe, source: Source, seconds: float) -> tuple[SourceP
     reasons: Counter[str] = Counter()
     at = spent = 0.0
     with scratch() as folder:
-        records = noted(sample(source, parts, folder), reached, total, started + seconds)
+        records = noted(taken_apart(recipe, source, sample(source, parts, folder)), reached, total, started + seconds)
         with closing(tokenize(recipe, source, records, frozenset(source.deny), folder)) as outcomes:
             for outcome in outcomes:
                 now = time.monotonic() - started
@@ -141,7 +152,7 @@ def plan_source(recipe: Recipe, source: Source, seconds: float) -> tuple[SourceP
                 at, spent = reached.popleft(), now
                 reasons[f"{outcome.status}: {outcome.reason}" if isinstance(outcome, Reject) else KEPT] += 1
                 if not isinstance(outcome, Reject):
-                    examples.append(shape_of(outcome.segments[0], recipe))
+                    examples.append(shape_of(outcome, recipe))
             else:
                 at = reached.popleft() if reached else at
     sampled = at / total if total else 1.0
@@ -149,9 +160,20 @@ def plan_source(recipe: Recipe, source: Source, seconds: float) -> tuple[SourceP
     return estimate(total, len(parts), sampled, reasons, found, spent), found
 
 
-def noted(
-    records: Iterable[tuple[Found, float]], reached: deque[float], total: int, deadline: float
-) -> Iterator[Found]:
+def taken_apart(recipe: Recipe, source: Source, records: Iterable[tuple[Found, float]]) -> Iterator[tuple[Any, float]]:
+    """Yield records with their places; of books with questions their passages, with questions that cost nothing."""
+    if not isinstance(source, BookQuestionsSource):
+        yield from records
+        return
+    from .question_rows import guessed
+
+    for found, place in records:
+        asked = guessed(recipe, source)
+        for passage in passages(recipe, source, [found], frozenset(source.deny), asked):
+            yield passage, place
+
+
+def noted(records: Iterable[tuple[Any, float]], reached: deque[float], total: int, deadline: float) -> Iterator[Any]:
     """Yield records, no more after the deadline, and note the place of each, and of the end where it is reached."""
     for found, place in records:
         reached.append(place)
@@ -171,9 +193,10 @@ def estimate(
     return SourcePlan(total, parts, sampled, records, kept, tokens, seconds * found.scale, scaled)
 
 
-def shape_of(segment: Segment, recipe: Recipe) -> Shape:
+def shape_of(row: Row, recipe: Recipe) -> Shape:
     """Take from an example what packing looks at."""
-    side = in_eval(recipe.seed, recipe.eval, segment.source, segment.record)
+    (segment,) = row.segments
+    side = side_of(recipe.seed, recipe.eval, content_keys(segment.spans, row.exact))
     return Shape(segment.length, tuple(s for s in segment.spans if s.kind == VIDEO), side)
 
 
@@ -192,7 +215,17 @@ def plan_pack(
         sequences += plan(pieces, section.length).bins * samples[name].scale
         tokens += float(pieces.sum()) * samples[name].scale
     fill = tokens / (sequences * section.length) if sequences else 0.0
-    return PackPlan(section.length, round(sequences), fill, round(sequences) * section.length * width)
+    rows = round(sequences)
+    return PackPlan(section.length, rows, fill, rows * section.length * width, round(tokens), 0.0, section.share)
+
+
+def tell_shares(packs: Iterable[PackPlan]) -> None:
+    """Note which share of the tokens of its length each data set holds."""
+    totals: Counter[int] = Counter()
+    for found in packs:
+        totals[found.length] += found.tokens
+    for found in packs:
+        found.share = found.tokens / totals[found.length] if totals[found.length] else 0.0
 
 
 def _whole(examples: list[Shape], section: PackSection) -> np.ndarray:

@@ -62,7 +62,42 @@ class VideoText(ImageText):
     end: float | None = None
 
 
-Found = TextDocument | ImageText | BadRecord
+class Medium(NamedTuple):
+    """A picture or clip in a chat: `image` or `video`, and where it is."""
+
+    kind: str
+    media: Media
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side says: texts, pictures and clips in their order; neighbouring texts are one."""
+
+    role: str
+    parts: tuple[str | Medium, ...]
+
+    @property
+    def text(self) -> str:
+        """All that is said in words."""
+        return "\n".join(part for part in self.parts if isinstance(part, str))
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation: perhaps a turn of `system`, then `user` and `assistant` in turn, the last word an answer."""
+
+    record: str
+    where: str
+    turns: tuple[Turn, ...]
+    columns: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def media(self) -> tuple[Medium, ...]:
+        """Its pictures and clips in their order."""
+        return tuple(part for turn in self.turns for part in turn.parts if isinstance(part, Medium))
+
+
+Found = TextDocument | ImageText | Chat | BadRecord
 
 
 def storable(name: str) -> str:

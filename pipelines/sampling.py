@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..sources import BooksSource, Source
+from ..sources import ChatSource, Source, TextSource
 from .reading.damage import DAMAGE
 from .reading.files import TABLES, codec_of, form_of, open_raw
 from .reading.listing import ROW_COST
-from .records import BadRecord, Found, ImageText
+from .reading.tables import offset_in
+from .records import BadRecord, Chat, Found, ImageText
 from .tokenize import read
 from .units import Part
 
@@ -37,7 +38,11 @@ def sample(source: Source, parts: list[tuple[Part, int]], folder: Path) -> Itera
         share, rows, squeezed = 0.0, rows_of(source, part, size), squeeze(part.url)
         plain = max(1, part.size if part.end < 0 else part.end - part.start) / squeezed
         for count, (found, last) in enumerate(marked(read(source, part, folder)), 1):
-            share += 1 / rows if rows else plain_bytes(found, form_of(part.url)) / plain
+            offset = None if rows else offset_in(found.where)
+            if offset is not None:  # those that cannot be read count when the next one is
+                share = max(share, (offset - part.start) / plain)
+            if offset is None or not isinstance(found, BadRecord):
+                share += 1 / rows if rows else plain_bytes(found, form_of(part.url)) / plain
             yield found, done + size * (1.0 if last else min(share, count / (count + 1)))  # at least one is to come
         done += size
 
@@ -66,13 +71,13 @@ def rows_of(source: Source, part: Part, size: int) -> float:
         return part.end - part.start
     if form == "parquet":
         return _parquet_rows(source, part)
-    if form in TABLES and not isinstance(source, BooksSource) and not codec_of(part.url):
+    if form in TABLES and not isinstance(source, TextSource | ChatSource) and not codec_of(part.url):
         return size / ROW_COST[source.kind]
     return 0
 
 
 def _parquet_rows(source: Source, part: Part) -> int:
-    if not isinstance(source, BooksSource) and part.end >= 0:
+    if not isinstance(source, TextSource) and part.end >= 0:
         return part.end - part.start
     with suppress(*DAMAGE), open_raw(part.url) as raw:
         footer = pq.ParquetFile(pa.PythonFile(raw, mode="r")).metadata
@@ -97,12 +102,14 @@ def squeeze(url: str) -> float:
 
 
 def plain_bytes(found: Found, form: str) -> int:
-    """Estimate the bytes that a record takes in a tar, or in a file of lines."""
+    """Estimate the bytes that a record takes in a tar, in a file of lines or in an array."""
     if isinstance(found, BadRecord):
         return MEMBER
     if form in ("csv", "tsv"):
         return sum(_length(str(value)) + 1 for value in found.columns.values())
     columns = _length(str(found.columns)) if found.columns else 0
+    if isinstance(found, Chat):
+        return columns + sum(_length(turn.text) for turn in found.turns)
     if form == "jsonl":
         return columns
     members = [_length(found.text), *[columns] * bool(columns)]

@@ -7,15 +7,16 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, TypeVar
 
 from .. import __version__
 from ..packing.ledger import KEPT, Ledger
-from ..packing.report import Reject, Report, UnitWriter, read_rejects, report_name
+from ..packing.report import Reject, Report, UnitWriter, read_rejects, read_report, report_name
 from ..packing.row import Row
 from ..packing.shard import EXAMPLES, Shard
 from ..packing.storage import Folder
 from ..recipe import Recipe
-from ..sources import BooksSource, Source
+from ..sources import BookQuestionsSource, BooksSource, ChatSource, Source, TextSource
 from ..tokenizers.vocabulary import Vocabulary
 from . import books
 from .admission import denied_by
@@ -27,10 +28,16 @@ from .records import Found
 from .scratch import scratch
 from .units import Part, Unit, digest, group
 
+Record = TypeVar("Record")
+
 
 @dataclass(frozen=True)
 class TokenizeJob:
     """Turn a recipe's sources into examples under `url`.
+
+    Attributes:
+      questions: folder of the question job's examples, which sources of book questions are made from.
+      replies: makes this the question job, of those sources alone: folder of a language model's replies.
 
     Raises:
       ValueError: if a deny list is still a file's name: `with_deny_lists` reads it once, for all workers.
@@ -38,6 +45,8 @@ class TokenizeJob:
 
     recipe: Recipe
     url: str
+    questions: str = ""
+    replies: str = ""
 
     def __post_init__(self) -> None:
         if any(isinstance(source.deny, str) for source in self.recipe.sources):
@@ -52,14 +61,23 @@ class TokenizeJob:
         return vocabulary_of(self.recipe.vocabulary)
 
     def parts(self) -> list[str]:
-        return sorted((source.name for source in self.recipe.sources), key=lambda name: f"{name}-0")  # as units sort
+        asked = [s.name for s in self.recipe.sources if not self.replies or isinstance(s, BookQuestionsSource)]
+        return sorted(asked, key=lambda name: f"{name}-0")  # as units sort
 
     def units(self, part: str) -> Iterator[Unit]:
         source = self.recipe.source(part)
-        facts = digest(key_facts(self.recipe, source), self.vocabulary.fingerprint, versions(self.recipe, source))
+        facts = key_facts(self.recipe, source, asking=bool(self.replies))
+        known = digest(facts, self.vocabulary.fingerprint, versions(self.recipe, source))
         for name, parts in self._groups(part):
             inputs = [(p.id, p.start, p.end, p.size, p.version, *_named(source, p)) for p in parts]
-            yield Unit(name, part, parts, digest(facts, inputs))
+            yield Unit(name, part, parts, digest(known, inputs, *self._asked(source, name)))
+
+    def _asked(self, source: Source, unit: str) -> list[str]:
+        """Return the digest of a unit's questions, which its rows depend on as well."""
+        if not isinstance(source, BookQuestionsSource) or not self.questions:
+            return []
+        report = read_report(Folder(self.questions), unit)
+        return [report.shard.content if report else ""]
 
     def names(self, part: str) -> Iterator[str]:
         return (name for name, _ in self._groups(part))
@@ -94,8 +112,7 @@ class TokenizeJob:
         entries, mark = deny_list(tuple(source.deny))
         stale = self.folder.read(report_name(unit.name))
         with scratch() as folder, UnitWriter(self.folder, unit.name, self.vocabulary, EXAMPLES) as writer:
-            records = counted(read_unit(source, unit, folder), writer.ledger)
-            with closing(tokenize(self.recipe, source, records, entries, folder)) as outcomes:
+            with closing(self._outcomes(source, unit, entries, folder, writer.ledger)) as outcomes:
                 for outcome in outcomes:
                     if isinstance(outcome, Reject):
                         writer.reject(outcome)
@@ -104,17 +121,38 @@ class TokenizeJob:
                         writer.add(outcome)
             writer.commit(unit.source, unit.key, mark, stale)
 
+    def _outcomes(
+        self, source: Source, unit: Unit, denied: frozenset[str], folder: Path, ledger: Ledger
+    ) -> Generator[Row | Reject]:
+        """Yield what becomes of each record of a unit, all counted in `ledger` as they are read."""
+        found = read_unit(source, unit, folder)
+        if not isinstance(source, BookQuestionsSource):
+            return tokenize(self.recipe, source, counted(found, ledger), denied, folder)
+        from . import question_rows
+        from .book_questions import passages
+
+        if not self.replies:
+            asked = question_rows.recorded(Folder(self.questions), unit.name)
+            items = counted(passages(self.recipe, source, found, denied, asked), ledger)
+            return tokenize(self.recipe, source, items, denied, folder)
+        pieces = counted(question_rows.pieces(self.recipe, source, found, denied), ledger)
+        return question_rows.rows(self.recipe, source, pieces, Folder(self.replies), ledger)
+
 
 def _named(source: Source, part: Part) -> list[str]:
     """Return the versions of the files that a part names, which its rows depend on as well."""
-    if isinstance(source, BooksSource):
+    if isinstance(source, TextSource):
         return []
+    if isinstance(source, ChatSource):
+        from . import conversations
+
+        return [conversations.named_versions(source, part)]
     from .captioned import named_versions
 
     return [named_versions(source, part)]
 
 
-def counted(records: Iterator[Found], ledger: Ledger) -> Iterator[Found]:
+def counted(records: Iterator[Record], ledger: Ledger) -> Iterator[Record]:
     """Count the records as they are read, apart from what becomes of them."""
     for found in records:
         ledger.read += 1
@@ -129,42 +167,58 @@ def read_unit(source: Source, unit: Unit, folder: Path | None = None) -> Iterato
 
 def read(source: Source, part: Part, folder: Path | None = None) -> Iterator[Found]:
     """Yield every record of a part, in order; temporary files are made in `folder`."""
-    if isinstance(source, BooksSource):
+    if isinstance(source, TextSource):
         return documents.read_part(source, part)
+    if isinstance(source, ChatSource):
+        from . import conversations
+
+        return conversations.read_part(source, part, folder)
     from .captioned import read_part
 
     return read_part(source, part, folder)
 
 
 def tokenize(
-    recipe: Recipe, source: Source, records: Iterable[Found], denied: frozenset[str], folder: Path
+    recipe: Recipe, source: Source, records: Iterable[Any], denied: frozenset[str], folder: Path
 ) -> Generator[Row | Reject]:
     """Turn records into examples' rows, or say why not, one for each and in order: the job without the engine.
 
     Args:
+      records: as `read` yields them; of book questions, passages.
       denied: the source's deny list.
       folder: temporary files are made there.
     """
     if isinstance(source, BooksSource):
         return (books.row(recipe, source, found, denied) for found in records)
+    if isinstance(source, BookQuestionsSource):
+        from . import book_questions
+
+        return book_questions.rows(recipe, source, records)
+    if isinstance(source, ChatSource):
+        from . import chats
+
+        return chats.rows(recipe, source, records, denied, folder)
     from .pictured import rows  # what reads pictures is needed where there are some
 
     return rows(recipe, source, records, denied, folder)
 
 
 def _names(row: Row) -> tuple[str, ...]:
-    """Return what a deny list may call an example: its id, its content hash, its URL."""
+    """Return what a deny list may call an example: ids, content hashes and URLs of it, its pictures and its book."""
     segment = row.segments[0]
-    refs = (json.loads(span.ref) for span in segment.spans if span.ref)
-    return segment.record, row.exact.hex(), *(ref["url"] for ref in refs if ref.get("url"))
+    refs = (json.loads(span.ref) for span in segment.spans if span.ref and span.kind in DENIABLE)
+    named = (ref[key] for ref in refs for key in ("url", "content", "record") if ref.get(key))
+    return segment.record, row.exact.hex(), *named
 
 
-def key_facts(recipe: Recipe, source: Source) -> dict[str, object]:
+def key_facts(recipe: Recipe, source: Source, asking: bool = False) -> dict[str, object]:
     """Return what a unit's rows depend on besides its input and the vocabulary: not paths, not the deny list.
 
-    Nor how URLs are fetched: what the world answers is fixed by the first commit.
+    Nor how URLs are fetched, or a language model is reached: what the world answers is fixed by the first commit.
     """
-    outside = {"path", "deny", "licence", "unit_bytes", "fetch", "media_root"}
+    outside: dict[str, Any] = dict.fromkeys(("path", "deny", "licence", "unit_bytes", "fetch", "media_root"), True)
+    if isinstance(source, BookQuestionsSource):  # its questions are told by the digest of what the question job wrote
+        outside |= {"length": True, "trained": True, "questions": REACHED} if asking else {"questions": True}
     section = source.model_dump(mode="json", exclude=outside)
     return {"source": section, "seed": recipe.seed, "near": recipe.duplicates == "near"}
 
@@ -174,12 +228,17 @@ def surroundings() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in ("kitoken", "numpy", "pyarrow")}}
 
 
-DECODERS = {"books": [], "image-text": ["pillow", "simplejpeg"], "video-text": ["av"]}
+REACHED = {"url", "key", "at_once", "per_minute", "seconds", "retries", "dollars_in", "dollars_out"}
+DENIABLE = {"document", "image", "video", "book"}
+PICTURES, CLIPS = ["pillow", "simplejpeg"], ["av"]
+DECODERS = {"image-text": PICTURES, "video-text": CLIPS, "chat": [*PICTURES, *CLIPS]}
 NETWORKS = ["diffusers", "torch"]
 
 
 def versions(recipe: Recipe, source: Source) -> dict[str, str]:
     """Return the versions that a source's rows depend on; a faster text encoder's ids are proven equal at load."""
-    vision = recipe.vocabulary.vision if source.kind != "books" else None
-    names = ["sentencepiece", *DECODERS[source.kind], *(NETWORKS if vision and vision.kind == "vqgan" else [])]
+    vision = recipe.vocabulary.vision if not isinstance(source, TextSource) else None
+    names = ["sentencepiece", *(DECODERS[source.kind] if vision else [])]
+    names += NETWORKS if vision and vision.kind == "vqgan" else []
+    names += ["py3langid"] if isinstance(source, ChatSource) and source.filters.languages else []
     return {"worldloom": __version__, **{name: version(name) for name in names}}

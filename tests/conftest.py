@@ -49,11 +49,13 @@ def random_example(rng: np.random.Generator, length: int, record: str, vocabular
     """Draw an example: plain text, or where there are picture codes text and a picture, some of it untrained."""
     draft = Draft(vocabulary)
     draft.add([vocabulary.bos], trained=False)
-    while (left := length - draft.length) > 0:
+    while (left := length - 1 - draft.length) > 0:
         size = int(rng.integers(1, left + 1))
         vision = vocabulary.codes and rng.random() < 0.5
-        low, high = (vocabulary.text_size, vocabulary.size) if vision else (0, vocabulary.text_size)
-        draft.add(rng.integers(low, high, size), bool(rng.random() < 0.6), "image" if vision else "")
+        ids = rng.integers(vocabulary.text_size, vocabulary.eof, size) if vision else rng.integers(0, 300, size)
+        ids[-1] = vocabulary.eov if vision else ids[-1]
+        draft.add(ids, bool(rng.random() < 0.6), "image" if vision else "")
+    draft.add([vocabulary.eos], trained=True)
     return draft.example("image-to-text" if vocabulary.codes else TEXT, "toy", record)
 
 

@@ -34,6 +34,8 @@ HEAVY = {  # engines, and the files that may import them
     "torch": {"training/torch_dataset.py", "tokenizers/vqgan.py"},
     "diffusers": {"tokenizers/vqgan.py"},
     "aiohttp": {"pipelines/fetching/fetch.py", "pipelines/fetching/exchange.py"},
+    "openai": {"pipelines/asking/server.py"},
+    "httpx2": {"pipelines/asking/server.py"},
     "scipy": set(),
     "numba": set(),
 }

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import asdict
 from html.parser import HTMLParser
 from itertools import pairwise, product
 from pathlib import Path
@@ -17,14 +18,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from worldloom.drawing import png
+from worldloom.packing.example import Span
 from worldloom.packing.render import elided, visible
-from worldloom.page import LINES, STYLE, TEXT, page
+from worldloom.packing.turns import talk
+from worldloom.page import page
+from worldloom.page_content import CELLS, HEIGHT, LINES, TEXT
+from worldloom.page_style import STYLE
 from worldloom.tokenizers.vocabulary import Vocabulary
 
 VISION = Vocabulary(text_size=300, bos=1, eos=2, text_digest="t", codes=64, vision_digest="v")
 EOF, EOV = VISION.eof, VISION.eov
-TAGS = """html head meta title link style body a header h1 h2 h3 dl dt dd section p mark span bdi nav details summary
-ol ul li main article div figure img figcaption br table thead tbody tr th td"""
+TAGS = """html head meta title link style body a header h1 h2 h3 h4 svg rect dl dt dd section p mark span bdi nav details
+summary ol ul li main article div figure img figcaption br table thead tbody tr th td"""
 VOID = {"meta", "link", "img", "br"}
 HOSTILE = (
     '" onload="alert(0)'
@@ -53,6 +58,10 @@ def segment(number: int, runs: list[dict[str, Any]], **changes: Any) -> dict[str
         for name in ("text", "vision")
     }
     facts = {"length": high - low, "task": "text-to-video", "source": "toy", "record": f"r{number}", "start": 0}
+    spans = changes.get("spans", [])
+    flags = np.repeat([r["trained"] for r in runs], [len(r["tokens"]) for r in runs])
+    told = talk([Span(**span) for span in spans], flags, low)._asdict()
+    changes = {name: list(map(asdict, items)) for name, items in told.items()} | changes
     shown = {"spans": [], "place": [low, high], "positions": [0, high - low - 1], "weights": {"text": 0.5, "vision": 2}}
     return {"segment": number, **facts, **counts, **shown, "runs": runs, **changes}
 
@@ -153,6 +162,9 @@ def check_structure(text: str) -> Node:
             assert node.attributes["href"][1:] in ids and node.text().strip()
         assert set(node.attributes.get("aria-labelledby", ids[0]).split()) <= set(ids)
     assert all(n.attributes["alt"].strip() for n in document.all("img"))
+    for node in document.all("svg"):
+        named = node.attributes.get("role") == "img" and node.attributes["aria-label"].strip()
+        assert named or node.attributes["aria-hidden"] == "true"
     assert all(n.parts[0].tag == "summary" for n in document.all("details"))
     levels = [int(n.tag[1]) for n in nodes if re.fullmatch("h[1-6]", n.tag)]
     assert levels[0] == 1 and levels.count(1) == 1 and all(b <= a + 1 for a, b in pairwise(levels))
@@ -243,7 +255,152 @@ def hostile_page(text: str) -> str:
     for s in made_of["segments"]:
         s["task"] = text
         s["spans"] = [*s["spans"], {"start": 0, "end": 1, "kind": text, "ref": text}]
-    return page(text, {"fact": text}, [made_of], VISION, {**DRAWN, (3, 20): text}, full=True)
+    said = {**chat(text), "row": 4}
+    return page(text, {"fact": text}, [made_of, said], VISION, {**DRAWN, (3, 20): text, (4, 17): square(9)}, full=True)
+
+
+def span(start: int, end: int, kind: str, /, **ref: Any) -> dict[str, Any]:
+    return {"start": start, "end": end, "kind": kind, "ref": json.dumps(ref) if ref else ""}
+
+
+def chat(text: str = "words") -> dict[str, Any]:
+    """A row of one segment: a book of three chunks, a question about one, a picture, and a rest."""
+    spans = [
+        span(0, 14, "user", chunk=8),
+        span(1, 10, "book", record=text),
+        *(span(1 + 3 * i, 4 + 3 * i, "chunk", chunk=7 + i, start=21 + 3 * i, end=24 + 3 * i) for i in range(3)),
+        span(14, 16, "assistant", chunk=8, model=text),
+        span(16, 23, "user", chunk=99),
+        span(17, 22, "image"),
+        span(23, 25, "assistant", chunk=9, model=text),
+    ]
+    runs = [
+        run(0, [1], False, "HEAD"),
+        *(run(1 + 3 * i, [5, 6, 7], False, f"CHUNK{7 + i}{text}") for i in range(3)),
+        run(10, [5, 6, 7, 8], False, "FIRST QUESTION"),
+        run(14, [9, 2], True, "FIRST ANSWER"),
+        run(16, [5], False, "SECOND QUESTION"),
+        frame(17, EOV, trained=False),
+        run(22, [6], False, "ASSISTANT:"),
+        run(23, [9, 2], True, "SECOND ANSWER"),
+        run(25, [3], False, "THE REST"),
+    ]
+    return row([segment(1, runs, spans=spans, task="book-qa")])
+
+
+def test_a_chat_is_read_turn_by_turn():
+    document = check_structure(made([chat()], {(3, 17): square(9)}))
+    turns = [n for n in document.all("section") if n.attributes["class"].startswith("turn")]
+    assert [n.one("h4").text() for n in turns] == [
+        "user turn 1",
+        "assistant turn 2",
+        "user turn 3",
+        "assistant turn 4",
+        "no turn",
+    ]
+    ids = {n.attributes["id"]: n for n in document.all() if "id" in n.attributes}
+    for turn in turns[:4]:
+        assert ids[turn.attributes["aria-labelledby"]].text() == turn.one("h4").text()
+    assert ["learnt" in n.attributes["class"] for n in turns] == [False, True, False, True, False]
+    told = [n.text().strip() for n in document.all("div") if n.attributes.get("class") == "told"]
+    assert told == [
+        "tokens 0 to 13, not trainedabout chunk 8, tokens 4 to 6, 33% into the context",
+        "tokens 14 to 15, trained, by words",
+        "tokens 16 to 22, not trainedabout chunk 99, whose place no span tells",
+        "tokens 23 to 24, trained, by wordsabout chunk 9, tokens 7 to 9, 67% into the context",
+    ]
+    assert [len(turn.all("img")) for turn in turns] == [0, 0, 1, 0, 0]
+    assert "<vision>" not in turns[0].text() and "FIRST QUESTION" in turns[0].text() and "THE REST" in turns[4].text()
+    facts = document.one("article").one("dl").text()
+    for words in ("2 user, 2 assistant by words; 15.38%", "3 chunks of words, tokens 1 to 9", "2 about 2 chunks; 1 of"):
+        assert words in facts
+
+
+def test_a_question_leads_to_its_chunk_and_back():
+    document = check_structure(made([chat()]))
+    chunks = {n.attributes["id"]: n for n in document.all("details") if n.attributes.get("class") == "chunk"}
+    assert [n.one("summary").text() for n in chunks.values()] == [
+        f"chunk {7 + i} tokens {1 + 3 * i} to {3 + 3 * i}, {into}% into the context,"
+        f" tokens {21 + 3 * i} to {23 + 3 * i} of the book"
+        for i, into in enumerate((0, 33, 67))
+    ]
+    ids = {n.attributes["id"]: n for n in document.all() if "id" in n.attributes}
+    (question, *rest) = [n for n in document.all("section") if n.attributes["class"] == "turn"]
+    (link,) = [n for n in question.all("a") if n.text().startswith("about chunk")]
+    chunk = ids[link.attributes["href"][1:]]
+    assert chunk in chunks.values() and "CHUNK8words" in chunk.text() and "CHUNK7" not in chunk.text()
+    assert ids[chunk.one("a").attributes["href"][1:]] is question and not rest[0].all("a")
+    assert chunk.one("a").text() == "asked about in turn 1"
+
+
+def test_the_picture_shows_where_the_chunks_lie():
+    chunks, asked = 50, [3, 30, 30, 31, 49]
+    spans = [span(0, 101, "user", chunk=asked[0]), span(1, 101, "book")]
+    spans += [span(1 + 2 * i, 3 + 2 * i, "chunk", chunk=i) for i in range(chunks)]
+    runs = [run(0, [1], False), *(run(1 + 2 * i, [5, 6], False) for i in range(chunks))]
+    for i in asked[1:]:
+        low = runs[-1]["end"]
+        runs.append(run(low, [7], False))
+        spans.append(span(low, low + 1, "user", chunk=i))
+    document = check_structure(made([row([segment(1, runs, spans=spans)])]))
+    (whole, *marks) = document.all("svg")
+    bars = [n.attributes for n in whole.all("rect") if "class" not in n.attributes]
+    expected = {2 * i: HEIGHT // 2 * asked.count(i) for i in asked}
+    assert 2 * chunks == CELLS and {int(b["x"]): int(b["height"]) for b in bars} == expected
+    assert (
+        all(int(b["y"]) + int(b["height"]) == HEIGHT for b in bars) and "5 questions" in whole.attributes["aria-label"]
+    )
+    places = [n.all("rect")[1].attributes for n in marks]
+    assert [(float(p["x"]), float(p["width"])) for p in places] == [(2.0 * i, 2.0) for i in asked]
+    hidden = [n.text().strip() for n in document.all("p") if "tokens …⟩" in n.text()]
+    assert hidden == ["⟨… 4 tokens …⟩", "⟨… 52 tokens …⟩", "⟨… 34 tokens …⟩"]
+
+
+def many_turns(count: int) -> tuple[dict[str, Any], dict[tuple[int, int], bytes]]:
+    """A chat of so many turns, of which the one in the middle shows a picture."""
+    runs, spans = [run(0, [1], False)], []
+    for i in range(count):
+        low = runs[-1]["end"]
+        runs.append(frame(low, EOV) if i == count // 2 else run(low, [5], i % 2 == 1, f"SAID{i}."))
+        spans.append(span(low, runs[-1]["end"], ("user", "assistant")[i % 2], chunk=i))
+    return row([segment(1, runs, spans=spans)]), {(3, runs[count // 2 + 1]["start"]): square(7)}
+
+
+def test_many_turns_lose_their_middle_but_not_its_pictures():
+    made_of, pictures = many_turns(400)
+    document = check_structure(made([made_of], pictures))
+    said = re.findall(r"SAID(\d+)\.", document.one("main").text())
+    assert list(map(int, said)) == [*range(LINES // 2 - 1), *range(400 - LINES // 2, 400)]
+    assert len(document.all("img")) == 1 and len(document.all("h4")) == LINES + 1
+    hidden = [n.text() for n in document.all("p") if "turns …⟩" in n.text()]
+    assert hidden == ["⟨… 151 turns …⟩", "⟨… 149 turns …⟩"]
+    assert len(check_structure(made([made_of], pictures, full=True)).all("h4")) == 401
+
+
+KINDS = st.sampled_from(["user", "assistant", "book", "chunk", "image", HOSTILE])
+PLACES = st.integers(-1, 27)
+REFS = st.sampled_from(
+    ["", "[", '{"chunk": 8, "model": "m"}', json.dumps({"chunk": 7, "model": HOSTILE, "record": HOSTILE})]
+)
+SPANS = st.lists(
+    st.builds(lambda a, b, k, r: {"start": a, "end": b, "kind": k, "ref": r}, PLACES, PLACES, KINDS, REFS), max_size=12
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(SPANS, st.booleans())
+def test_any_spans_make_a_page(spans, full):
+    """Runs of one token each, as `row_detail` cuts them at any span's edges."""
+    runs = [run(i, [EOV if i % 9 == 4 else 5], i % 5 == 0, f"SAID{i}.") for i in range(26)]
+    pictures = {(3, i): square(i) for i in range(26) if i % 9 == 4}
+    document = check_structure(made([row([segment(1, runs, spans=spans)])], pictures, full))
+    article = document.one("article")
+    said = list(map(int, re.findall(r"SAID(\d+)\.", article.text())))
+    assert said == sorted(set(said)) and (said == [i for i in range(26) if i % 9 != 4] or not full)
+    assert len(article.all("img")) == 3
+    for n in article.all("section"):
+        turn = n.one("h4").text()
+        assert turn.startswith(("user turn", "assistant turn", "no turn"))
 
 
 def test_hostile_text_is_text():

@@ -1,23 +1,72 @@
 """What a training run is told, as one YAML file: every key typed, every default written here."""
 
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, PlainValidator, field_validator, model_validator
 
 from .. import schema
 from ..packing.weights import Rule
 from ..schema import read_yaml, set_values, validate
+from .mixture import By, normalise, read_share
 
 Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[Fraction, PlainValidator(read_share)]
 
 
 class Section(schema.Section):
     """Refuse unknown keys and changes; `1e-4`, which YAML takes for text, is a number here."""
 
     model_config = ConfigDict(strict=False)
+
+
+class Member(Section):
+    """Name a packed data set of a mixture, and its share as 0.7, 7 or 7/10."""
+
+    data: str
+    share: Share
+
+
+class Mixture(Section):
+    """Say which packed data sets to learn from, and how much of each: the list of sets alone will do.
+
+    Attributes:
+      sets: with their shares: fractions that add up to 1, or numbers of which each is taken as its part of their sum.
+      by: what the shares count: `sequences`, which holds after every batch, or `tokens`, padding left out.
+      weights: rule of the loss weights (design §4); left out, the data sets' own, which must then be one.
+      vocabulary: fingerprint that the data sets' vocabulary must have; left out, any will do.
+    """
+
+    sets: Annotated[list[Member], Field(min_length=1)]
+    by: By = By.SEQUENCES
+    weights: Rule | None = None
+    vocabulary: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_a_list(cls, given: Any) -> Any:
+        return {"sets": given} if isinstance(given, list) else given
+
+    @model_validator(mode="after")
+    def _check_sets(self) -> Self:
+        paths = [member.data for member in self.sets]
+        if twice := [path for path in paths if paths.count(path) > 1]:
+            raise ValueError(f"{twice[0]} is named twice: name it once, with the sum of its shares")
+        normalise([member.share for member in self.sets])
+        return self
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return " and ".join(member.data for member in self.sets)
+
+    @property
+    def shares(self) -> dict[str, Fraction]:
+        """Each data set's share, by its path."""
+        return {member.data: member.share for member in self.sets}
 
 
 class Data(Section):
@@ -32,6 +81,13 @@ class Data(Section):
     path: str
     weights: Rule | None = None
     vocabulary: str | None = None
+
+    @property
+    def alone(self) -> Mixture:
+        """The data set as a mixture of one."""
+        return Mixture(
+            sets=[Member(data=self.path, share=Fraction(1))], weights=self.weights, vocabulary=self.vocabulary
+        )
 
 
 class Evaluation(Section):
@@ -109,7 +165,7 @@ class Optimizer(Section):
     min_lr: Annotated[float, Field(ge=0)] = 0.0
     warmup: Annotated[int, Field(ge=0)] = 20
     schedule: Literal["cosine", "constant"] = "cosine"
-    betas: tuple[Share, Share] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     clip: Annotated[float, Field(gt=0)] = 1.0
 
@@ -131,6 +187,7 @@ class Config(Section):
     """Describe one run.
 
     Attributes:
+      data, mixture: what to learn from: one of the two.
       out: directory of checkpoints, metrics and curve, relative to the config's folder; a run begun there goes on.
       steps: optimizer steps in all.
       rows: packed sequences in one step.
@@ -138,7 +195,8 @@ class Config(Section):
       seed: of the initial parameters and of the order of the data.
     """
 
-    data: Data
+    data: Data | None = None
+    mixture: Mixture | None = None
     out: str
     steps: Count
     rows: Count
@@ -148,6 +206,16 @@ class Config(Section):
     optimizer: Optimizer = Optimizer()
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_source(cls, given: Any) -> Any:
+        found = [key for key in ("data", "mixture") if given.get(key) is not None]
+        if len(found) == 2:
+            raise ValueError("both data and mixture are given: leave one out")
+        if not found:
+            raise ValueError("data is missing: add data: {path: …}, or mixture: [{data: …, share: …}, …] for several")
+        return given
 
     @field_validator("out")
     @classmethod
@@ -163,6 +231,14 @@ class Config(Section):
         if self.optimizer.warmup >= self.steps:
             raise ValueError(f"optimizer.warmup {self.optimizer.warmup} must be below steps, which is {self.steps}")
         return self
+
+    @property
+    def source(self) -> Mixture:
+        """What to learn from: one data set is a mixture of one."""
+        if self.mixture:
+            return self.mixture
+        assert self.data
+        return self.data.alone
 
 
 def load(path: str | Path, assignments: Sequence[str] = ()) -> Config:
@@ -189,7 +265,10 @@ def parse(given: dict[str, Any], name: str = "the config") -> Config:
 
 def _rooted(given: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Take the relative paths of a config, not yet checked, from `folder`."""
+    mixture = given.get("mixture")
+    members = mixture.get("sets") if isinstance(mixture, dict) else mixture
     places = [(given, "out"), (given.get("data"), "path"), (given.get("evaluation"), "path")]
+    places += [(member, "data") for member in members] if isinstance(members, list) else []
     for section, key in places:
         if isinstance(section, dict) and isinstance(section.get(key), str) and "://" not in section[key]:
             section[key] = str(folder / section[key])

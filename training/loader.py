@@ -15,6 +15,7 @@ from ..packing.batch import Batch, Table, make_batch, read_table
 from ..packing.dataset import Dataset
 from ..packing.shard import Place
 from ..packing.weights import Rule
+from .mixture import Mixture
 from .permutation import make_key, permute
 
 AHEAD = 2  # batches made before they are asked for
@@ -29,11 +30,13 @@ class Plan:
     """Say which rows a step takes and what segments they hold: the same on every host, and no token read.
 
     Attributes:
-      rows: numbers in the data set, int64 `[B]`.
+      sets: which data set of the mixture each row is of, int64 `[B]`; 0 where there is one.
+      rows: numbers in their data sets, int64 `[B]`.
       places: where they are.
       table: their segments.
     """
 
+    sets: np.ndarray
     rows: np.ndarray
     places: Sequence[Place]
     table: Table
@@ -45,10 +48,10 @@ class Plan:
 
 
 class Loader:
-    """Make the batches of a training run from a packed data set.
+    """Make the batches of a training run from a packed data set, or from a mixture of some.
 
     Attributes:
-      dataset: the set of sequences.
+      dataset: the set of sequences, or the mixture of sets.
       rows: B, of a step over all hosts.
       seed: of the order.
       rule: how trained tokens are weighed; left out, the data set's own rule.
@@ -57,17 +60,29 @@ class Loader:
       UserError: if the data set holds no sequences, or the rule is unknown.
     """
 
-    def __init__(self, dataset: Dataset, rows: int, seed: int, weights: Rule | str | None = None):
-        _check(dataset, rows)
+    def __init__(self, dataset: Dataset | Mixture, rows: int, seed: int, weights: Rule | str | None = None):
+        if rows < 1:
+            raise UserError(f"a step of {rows} rows is none: ask for 1 or more")
         self.dataset, self.rows, self.seed = dataset, rows, seed
-        self.rule = _rule(dataset.manifest["weights"] if weights is None else weights)
-        self._vocabulary, self._root = dataset.vocabulary, dataset.root
+        self._mixture = dataset if isinstance(dataset, Mixture) else Mixture({dataset: 1})
+        self.rule = _rule(self._mixture.weights if weights is None else weights)
+        self._vocabulary = dataset.vocabulary
 
     def plan(self, t: int) -> Plan:
         """Plan step `t`, counted from 0: a pure function of `(seed, t)`."""
-        rows = stream_rows(t * self.rows, self.rows, self.dataset.rows, self.seed, self._root)
-        places = self.dataset.places(rows)
-        return Plan(rows, places, read_table(places))
+        sets, turns = self._mixture.schedule.take(t * self.rows, self.rows)
+        rows, places = np.empty_like(turns), dict[int, Iterator[Place]]()
+        for number, dataset in enumerate(self._mixture.sets):
+            own = np.flatnonzero(sets == number)
+            if len(own):  # a set's turns follow one another
+                rows[own] = stream_rows(int(turns[own[0]]), len(own), dataset.rows, self.seed, dataset.root)
+                places[number] = iter(dataset.places(rows[own]))
+        in_turn = [next(places[number]) for number in sets.tolist()]
+        return Plan(sets, rows, in_turn, read_table(in_turn))
+
+    def sets(self, t: int) -> np.ndarray:
+        """Tell which data set of the mixture each row of step `t` is of, int64 `[B]`."""
+        return self._mixture.schedule.take(t * self.rows, self.rows)[0]
 
     def load(
         self,
@@ -144,16 +159,6 @@ def ahead(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         finally:
             for future in pending:
                 future.cancel()
-
-
-def _check(dataset: Dataset, rows: int) -> None:
-    url, kind = dataset.folder.url, dataset.manifest["kind"]
-    if kind != "sequences":
-        raise UserError(f"{url} holds {kind}, not packed sequences: run 'worldloom pack' and name a packed-NAME folder")
-    if not dataset.rows:
-        raise UserError(f"{url} has no rows to train on: see what was rejected with 'worldloom inspect'")
-    if rows < 1:
-        raise UserError(f"a step of {rows} rows is none: ask for 1 or more")
 
 
 def _rule(name: str) -> Rule:

@@ -20,7 +20,7 @@ from ..tokenizers.vocabulary import Vocabulary
 from . import curve, metrics, model
 from .attention import Attention, attention
 from .checkpoint import Checkpoints, Identity
-from .config import Config
+from .config import Config, Data, Mixture
 from .loss import divisor
 from .model import Params
 from .step import State, begin, cut, make_evaluation, make_step
@@ -29,7 +29,7 @@ METRICS, CURVE = "metrics.jsonl", "curve.png"
 
 
 class Dataset(Protocol):
-    """What a run must know of its packed data set."""
+    """What a run must know of its packed data set, or of the mixture of some."""
 
     @property
     def length(self) -> int: ...
@@ -40,13 +40,18 @@ class Dataset(Protocol):
 
 
 class Loader(Protocol):
-    """What a run must know of its loader; `batches` yields `(t, batch of step t)` from `start` up to `stop`."""
+    """What a run must know of its loader.
+
+    `batches` yields `(t, batch of step t)` from `start` up to `stop`; `sets` numbers the data set of each row of step
+    `t`, int64 `[B]`, in the order of a mixture.
+    """
 
     @property
     def dataset(self) -> Dataset: ...
     @property
     def rule(self) -> Rule: ...
     def batches(self, start: int, stop: int) -> Iterator[tuple[int, Batch]]: ...
+    def sets(self, t: int) -> np.ndarray: ...
 
 
 class Diverged(RunFailed):
@@ -93,9 +98,9 @@ def train(
       UserError: data, model, checkpoint or directory do not go together.
       Diverged: loss or gradient is not finite; the state before that step is saved.
     """
-    loader = loader or open_loader(config, config.data.path, config.data.weights)
+    loader = loader or open_loader(config, config.source)
     if config.evaluation and held_out is None:
-        held_out = open_loader(config, config.evaluation.path, loader.rule)
+        held_out = open_loader(config, Data(path=config.evaluation.path, weights=loader.rule).alone)
     check(config, loader, held_out)
     out = make_out(config)
     vocabulary, diary = loader.dataset.vocabulary, out / METRICS
@@ -130,8 +135,17 @@ def run(config: Config, state: State, loader: Loader, attend: Attention) -> Iter
         loss, norm, lr = map(float, told)  # waits for the device
         tokens, seconds = int(np.count_nonzero(batch.segments)), time.perf_counter() - clock
         line = {"step": t + 1, "loss": loss, "tokens": tokens, "tokens_per_second": tokens / seconds}
-        yield state, line | {"lr": lr, "gradient_norm": norm}
+        yield state, line | {"lr": lr, "gradient_norm": norm} | by_set(config, loader.sets(t), batch)
         clock = time.perf_counter()
+
+
+def by_set(config: Config, sets: np.ndarray, batch: Batch) -> metrics.Line:
+    """Count a step's rows and tokens of each data set, in the config's order; of one alone there is nothing to tell."""
+    if len(config.source.sets) == 1:
+        return {}
+    tokens = np.count_nonzero(batch.segments, axis=1)
+    own = [sets == i for i in range(len(config.source.sets))]
+    return {"rows_by_set": [int(o.sum()) for o in own], "tokens_by_set": [int(tokens[o].sum()) for o in own]}
 
 
 def due(line: metrics.Line, every: int, config: Config) -> bool:
@@ -154,12 +168,12 @@ def make_measure(config: Config, held_out: Loader | None, attend: Attention) -> 
     return measure
 
 
-def open_loader(config: Config, path: str, rule: Rule | None) -> Loader:
-    """Open a packed data set for training; the one place that knows where batches come from."""
-    from ..packing.dataset import open_dataset
+def open_loader(config: Config, source: Mixture) -> Loader:
+    """Open packed data sets for training; the one place that knows where batches come from."""
     from .loader import Loader
+    from .mixture import open_mixture
 
-    return Loader(open_dataset(path), rows=config.rows, seed=config.seed, weights=rule)
+    return Loader(open_mixture(source.shares, source.by), rows=config.rows, seed=config.seed, weights=source.weights)
 
 
 def check(config: Config, loader: Loader, held_out: Loader | None) -> None:
@@ -168,21 +182,22 @@ def check(config: Config, loader: Loader, held_out: Loader | None) -> None:
     Raises:
       UserError: names the data set, what was found and what is allowed.
     """
-    fingerprint, wanted = loader.dataset.vocabulary.fingerprint, config.data.vocabulary
+    fingerprint, wanted = loader.dataset.vocabulary.fingerprint, config.source.vocabulary
+    name, key = config.source.name, "mixture" if config.mixture else "data"
     if wanted not in (None, fingerprint):
         raise UserError(
-            f"the vocabulary of {config.data.path} is {fingerprint}, but the config's data.vocabulary asks for "
+            f"the vocabulary of {name} is {fingerprint}, but the config's {key}.vocabulary asks for "
             f"{wanted}: train on data built with that vocabulary, or correct the key"
         )
     if loader.dataset.length > model.MAX_POSITIONS:
         raise UserError(
-            f"{config.data.path} is packed to {loader.dataset.length} tokens, and the model counts positions to "
+            f"{name} is packed to {loader.dataset.length} tokens, and the model counts positions to "
             f"{model.MAX_POSITIONS}: pack to a shorter length"
         )
     if config.evaluation and held_out and held_out.dataset.vocabulary.fingerprint != fingerprint:
         raise UserError(
             f"the vocabulary of {config.evaluation.path} is {held_out.dataset.vocabulary.fingerprint}, but that of "
-            f"{config.data.path} is {fingerprint}: build both with one vocabulary"
+            f"{name} is {fingerprint}: build both with one vocabulary"
         )
 
 
@@ -217,7 +232,7 @@ def diverged(config: Config, line: metrics.Line) -> str:
     """Name the step and the batch at which the loss ceased to be a number."""
     return (
         f"step {line['step']} gave loss {line['loss']} and gradient norm {line['gradient_norm']} on batch "
-        f"{line['step'] - 1} of {config.data.path} (rows {config.rows}, seed {config.seed}); the state before it is "
+        f"{line['step'] - 1} of {config.source.name} (rows {config.rows}, seed {config.seed}); the state before it is "
         f"saved in {config.out}: lower optimizer.lr or optimizer.clip, or look at that batch"
     )
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from ...sources import BooksSource, MediaSource, Source, template_columns
+from ...sources import ChatSource, MediaSource, Source, TextSource, template_columns
 
 # What published tables call things, the first that is there: LAION, COYO, img2dataset, ImageFolder, WebVid, InternVid.
 CAPTIONS = {"image-text": ("caption", "TEXT", "text"), "video-text": ("caption", "Caption", "text", "TEXT", "name")}
@@ -17,6 +17,12 @@ URLS = {"image-text": ("url", "URL"), "video-text": ("url", "URL", "contentUrl")
 START, END = "Start_timestamp", "End_timestamp"
 INTERNVID = ("{YoutubeID}.mp4",)
 WEBVID = ("{page_dir}/{videoid}.mp4", "{videoid}.mp4")  # as video2dataset and as the first downloaders wrote them
+
+# By which columns the rows of published chats are known, the first that are all there: OpenAI's and later editions of
+# UltraChat; ShareGPT4V, LLaVA and Valley; UltraChat; Video-ChatGPT.
+MESSAGES, CONVERSATIONS, ULTRACHAT, VIDEO_CHATGPT = ("messages",), ("conversations",), ("data",), ("q", "a", "video_id")
+SHAPES = (MESSAGES, CONVERSATIONS, ULTRACHAT, VIDEO_CHATGPT)
+CHAT_MEDIA = {"image": ("image", "images"), "video": ("video", "videos")}
 
 
 class Roles(NamedTuple):
@@ -73,6 +79,11 @@ def _first(published: tuple[str, ...], names: Collection[str]) -> str | None:
     return next((name for name in published if name in names), None)
 
 
+def shape_of(names: Collection[str]) -> tuple[str, ...]:
+    """Tell which published chats have such columns. Returns those of the shape that tell it; () if none has."""
+    return next((shape for shape in SHAPES if all(name in names for name in shape)), ())
+
+
 def column(row: dict[str, Any], name: str) -> Any:
     """Look up a column; dots lead into nested ones. None where there is none."""
     if name in row:
@@ -91,8 +102,11 @@ def lacking(source: Source, schema: pa.Schema) -> str:
             return f"no column {name}; {there}"
         if schema.names.count(name) > 1:
             return f"two columns {name}; {there}"
-    if isinstance(source, BooksSource):
+    if isinstance(source, TextSource):
         return _untextual(schema, source.columns.text)
+    if isinstance(source, ChatSource):
+        known = "; ".join(" and ".join(shape) for shape in SHAPES)
+        return "" if shape_of(schema.names) else f"no columns of a known shape of chats ({known}); {there}"
     found = roles(source, schema.names)
     if _unsaid(source, schema.names):
         return f'the times {START} and {END}, by which the files may be cut already (columns.start and end: "") or not'
@@ -116,12 +130,18 @@ def selected(source: Source, names: list[str]) -> list[str]:
     """Name the top-level columns that a source reads, given those that there are."""
     urls = [name for name in names if name.lower() == "url"]  # a deny list may name them
     wanted = [*_read_columns(source, names), *urls]
+    if isinstance(source, ChatSource):
+        known = {"source", *sum(SHAPES, ()), *sum(CHAT_MEDIA.values(), ())}
+        wanted += known & set(names)
     return sorted({name if name in names else name.split(".")[0] for name in wanted})
 
 
 def _read_columns(source: Source, names: list[str]) -> list[str]:
-    if isinstance(source, BooksSource):
+    if isinstance(source, TextSource):
         return [source.columns.text, *filter(None, [source.columns.id]), *source.filters.equals]
+    if isinstance(source, ChatSource):
+        placed = template_columns(source.media or "")
+        return [*filter(None, [source.columns.id]), *placed, *source.filters.equals]
     found, columns, filters = roles(source, names), source.columns, source.filters
     placed = [name for path in found.paths for name in template_columns(path)]
     named = filter(None, [columns.id, columns.url, found.caption, found.media, found.url, found.start, found.end])

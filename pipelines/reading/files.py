@@ -21,6 +21,7 @@ FORMS = {
     ".txt": "txt",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    ".json": "json",
     ".parquet": "parquet",
     ".tar": "tar",
     ".tgz": "tar",
@@ -31,6 +32,7 @@ FORMS = {
 }
 FORM_OF_KIND = {"image-text": "picture", "video-text": "clip"}  # of a source
 BOOKS = frozenset({"txt", "jsonl", "parquet", "tar"})
+CHATS = frozenset({"json", "jsonl", "parquet"})
 TABLES = frozenset({"jsonl", "parquet", "csv", "tsv"})
 MEDIA = frozenset({"picture", "clip"})  # compressed as they are
 SAVED = ("state.json", "dataset_dict.json")  # what save_to_disk leaves in a folder

@@ -1,5 +1,6 @@
 """What a source consists of: its files and datasets, cut into parts that a worker reads each."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import PurePosixPath
@@ -8,12 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...errors import UserError
-from ...sources import BooksSource, MediaSource, Source
+from ...sources import ChatSource, MediaSource, Source, TextSource
 from ..units import Part
 from .columns import lacking, roles
 from .damage import damage_passed_over
 from .files import (
     BOOKS,
+    CHATS,
     FORM_OF_KIND,
     TABLES,
     File,
@@ -25,6 +27,7 @@ from .files import (
     open_raw,
     version_of,
 )
+from .json_arrays import read_elements
 from .tables import (
     is_bytes,
     is_saved_dataset,
@@ -52,18 +55,21 @@ def list_parts(source: Source) -> Iterator[tuple[Part, int]]:
         yield from _dataset_parts(source)
         return
     files = list_files(source.paths, _forms(source))
-    if not isinstance(source, BooksSource):
+    if not isinstance(source, TextSource):
         _check_media_root(source)
+    if not isinstance(source, TextSource | ChatSource):
         files = _captioned(_unnamed(_unindexed(files)))
-    for form in ("parquet", "csv", "tsv", "jsonl"):
+    for form in ("parquet", "csv", "tsv", "jsonl", "json"):
         _check_columns(source, next((f for f in files if form_of(f.url) == form), None))
     for file in files:
         yield from _file_parts(file, source)
 
 
 def _forms(source: Source) -> frozenset[str]:
-    if isinstance(source, BooksSource):
+    if isinstance(source, TextSource):
         return BOOKS
+    if isinstance(source, ChatSource):
+        return CHATS
     return TABLES | {"tar", FORM_OF_KIND[source.kind]}
 
 
@@ -119,7 +125,7 @@ def _captioned(files: list[File]) -> list[File]:
     return [f._replace(version=f.version + sidecars.get(f.url.rpartition(".")[0], "")) for f in files]
 
 
-def _check_media_root(source: MediaSource) -> None:
+def _check_media_root(source: MediaSource | ChatSource) -> None:
     if source.media_root is None:
         return
     fs, path = filesystem(source.media_root)
@@ -132,7 +138,7 @@ def _check_columns(source: Source, file: File | None) -> None:
     if file is None:
         return
     schema, where = _schema(file.url, row_bytes(source)), file.url
-    if form_of(file.url) == "jsonl":  # a row need not have what filters ask for
+    if form_of(file.url) in ("json", "jsonl"):  # a row need not have what filters ask for
         where = f"the beginning of {file.url}"
         source = source.model_copy(update={"filters": type(source.filters)()})
     if schema is not None and (lack := lacking(source, schema)):
@@ -142,8 +148,8 @@ def _check_columns(source: Source, file: File | None) -> None:
 def _schema(url: str, most: int) -> pa.Schema | None:
     """Read the columns of a table, None from an empty file and a damaged one: that is a reject of the job, no fault."""
     with damage_passed_over():
-        if form_of(url) == "jsonl":
-            return _json_schema(url)
+        if form_of(url) in ("json", "jsonl"):
+            return _json_schema(url, most)
         if form_of(url) != "parquet":
             header = read_header(url, most)
             return None if header is None else text_schema(header)
@@ -152,10 +158,13 @@ def _schema(url: str, most: int) -> pa.Schema | None:
     return None
 
 
-def _json_schema(url: str) -> pa.Schema | None:
-    """Return all columns of the rows at a JSONL file's beginning, None where there are no such rows."""
+def _json_schema(url: str, most: int) -> pa.Schema | None:
+    """Return all columns of the rows at the beginning of a JSON or JSONL file, None where there are no such rows."""
     with open_plain(url) as file:
-        rows = [parse_json(line) for line in file.read(SAMPLE).splitlines()]
+        if form_of(url) == "json":
+            rows = [parse_json(line.data) for line in read_elements(file, 0, SAMPLE, most)]
+        else:
+            rows = [parse_json(line) for line in file.read(SAMPLE).splitlines()]
     columns: dict[str, pa.DataType] = {}
     for row in rows:
         if isinstance(row, dict):
@@ -172,19 +181,44 @@ def _json_type(value: object, depth: int = 8) -> pa.DataType:
 
 def _file_parts(file: File, source: Source) -> Iterator[tuple[Part, int]]:
     form, whole = form_of(file.url), Part(file.id, file.url, 0, WHOLE, file.size, file.version)
-    if form == "parquet" and (file.size > source.unit_bytes or not isinstance(source, BooksSource)):
+    if form == "parquet" and (file.size > source.unit_bytes or not isinstance(source, TextSource)):
         yield from _row_groups(whole, source)
+    elif form == "json" and not codec_of(file.url):
+        yield from _array_parts(whole, source)
     elif form not in TABLES or codec_of(file.url):
         yield whole, file.size
-    elif isinstance(source, BooksSource) or form != "csv":
+    elif isinstance(source, TextSource | ChatSource) or form != "csv":
         yield from _line_parts(whole, source)
     else:
         yield from _csv_parts(whole, source)
 
 
+def _array_parts(whole: Part, source: Source) -> Iterator[tuple[Part, int]]:
+    """Yield ranges of bytes of an array that begin where an element does, after a look at every byte."""
+    if whole.size <= source.unit_bytes:
+        yield whole, whole.size
+        return
+    borders = [0, *_borders(whole, row_bytes(source), source.unit_bytes)]
+    for low, high in itertools.pairwise(borders):
+        yield whole._replace(start=low, end=high), high - low
+    yield whole._replace(start=borders[-1]), whole.size - borders[-1]
+
+
+@lru_cache(maxsize=64)
+def _borders(whole: Part, most: int, step: int) -> tuple[int, ...]:
+    """Find where to cut an array, once for every version of it in a process. A damaged one is cut up to the damage."""
+    found = [0]
+    with damage_passed_over(), open_plain(whole.url) as file:
+        for number, line in enumerate(read_elements(file, 0, WHOLE, most)):
+            if number and line.offset - found[-1] >= step and line.whole and line.data.startswith(b"{"):
+                found.append(line.offset)
+    return tuple(found[1:])
+
+
 def _line_parts(whole: Part, source: Source) -> Iterator[tuple[Part, int]]:
     """Yield ranges of bytes of a file of lines that make a worker read about `unit_bytes`."""
-    cost = 1.0 if isinstance(source, BooksSource) else max(1.0, ROW_COST[source.kind] / _mean_line(whole.url))
+    plain = isinstance(source, TextSource | ChatSource)
+    cost = 1.0 if plain else max(1.0, ROW_COST[source.kind] / _mean_line(whole.url))
     step = max(1, int(source.unit_bytes / cost))
     if whole.size <= step:
         yield whole, int(whole.size * cost)
@@ -224,13 +258,18 @@ def _row_groups(whole: Part, source: Source) -> Iterator[tuple[Part, int]]:
         yield whole, whole.size
         return
     groups = [(footer.row_group(g).num_rows, footer.row_group(g).total_byte_size) for g in range(footer.num_row_groups)]
-    if isinstance(source, BooksSource):
+    if isinstance(source, TextSource):
         runs = _runs([size for _, size in groups], source.unit_bytes)
     else:
-        cost = 0 if _holds_bytes(source, schema) else ROW_COST[source.kind]
+        cost = _row_cost(source, schema)
         runs = _row_runs([(rows, size + rows * cost) for rows, size in groups], source.unit_bytes)
     for low, high, size in runs:
         yield whole._replace(start=low, end=high), size
+
+
+def _row_cost(source: MediaSource | ChatSource, schema: pa.Schema) -> int:
+    """Return the bytes that a row makes a worker read besides its own."""
+    return 0 if isinstance(source, ChatSource) or _holds_bytes(source, schema) else ROW_COST[source.kind]
 
 
 def names_files(source: MediaSource, part: Part) -> bool:
@@ -240,6 +279,12 @@ def names_files(source: MediaSource, part: Part) -> bool:
         return False
     found = roles(source, schema.names)
     return bool(found.paths or (found.media and not _holds_bytes(source, schema)))
+
+
+def begins_with(source: ChatSource, part: Part) -> list[str]:
+    """Name the columns of the rows that a file of chats begins with; none where no row can be read there."""
+    schema = _known_schema(part.url, row_bytes(source), part.version)
+    return [] if schema is None else schema.names
 
 
 @lru_cache(maxsize=4)
@@ -289,8 +334,8 @@ def _dataset_parts(source: Source) -> Iterator[tuple[Part, int]]:
         raise UserError(f"source {source.name}: the dataset has {lack}: set columns or filters")
     name = source.dataset or source.paths[0].rstrip("/").rsplit("/", 1)[-1]
     row_bytes = max(1, dataset.data.nbytes // max(1, len(dataset)))
-    if not isinstance(source, BooksSource) and not _holds_bytes(source, schema):
-        row_bytes += ROW_COST[source.kind]
+    if not isinstance(source, TextSource):
+        row_bytes += _row_cost(source, schema)
     step = max(1, source.unit_bytes // row_bytes)
     for low in range(0, len(dataset), step):
         high = min(low + step, len(dataset))

@@ -1,4 +1,4 @@
-"""Rows of tables: JSONL, CSV, parquet and Hugging Face datasets, one after the other, the bad ones named."""
+"""Rows of tables: JSON, JSONL, CSV, parquet and Hugging Face datasets, one after the other, the bad ones named."""
 
 import csv
 import json
@@ -12,16 +12,19 @@ import pyarrow.parquet as pq
 
 from ...errors import UserError
 from ...packing.ledger import DROPPED, FAILED
-from ...sources import BooksSource, Source
+from ...sources import ChatSource, Source, TextSource
 from ..media import Unfit
 from ..records import BadRecord
 from ..units import Part
 from .columns import column, lacking, selected
 from .files import BUFFER, SAVED, filesystem, form_of, open_plain, open_raw
+from .json_arrays import read_elements
 from .lines import BOM, Line, csv_records, read_lines
 
 ROW_BYTES = 2**20  # a line of captions and scores is shorter; one of a book may be as long as record_bytes
+CHAT_BYTES = 2**25  # a chat may hold its pictures, written out in letters
 TABLE_ROWS = 64  # rows decoded at once: long texts make them large
+PLACE = re.compile(r" at byte (\d+)\Z")
 QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 
 
@@ -39,7 +42,7 @@ def read_rows(source: Source, part: Part) -> Generator[Row | BadRecord]:
     Raises:
       OSError, pyarrow.ArrowException: if the file is damaged.
     """
-    readers = {"jsonl": _json_rows, "csv": _csv_rows, "tsv": _csv_rows, "parquet": _parquet_rows}
+    readers = {"json": _array_rows, "jsonl": _json_rows, "csv": _csv_rows, "tsv": _csv_rows, "parquet": _parquet_rows}
     read = _dataset_rows if source.dataset else readers.get(form_of(part.url), _dataset_rows)
     for row in read(source, part):
         yield _named(row, source.columns.id) if source.columns.id and isinstance(row, Row) else row
@@ -65,8 +68,10 @@ def name_in(values: dict[str, Any], name: str) -> str:
 
 
 def row_bytes(source: Source) -> int:
-    """Return how long a line may be."""
-    return source.record_bytes if isinstance(source, BooksSource) else min(source.record_bytes, ROW_BYTES)
+    """Return how long a line may be, or an element of an array."""
+    if isinstance(source, TextSource):
+        return source.record_bytes
+    return min(source.record_bytes, CHAT_BYTES if isinstance(source, ChatSource) else ROW_BYTES)
 
 
 def _json_rows(source: Source, part: Part) -> Iterator[Row | BadRecord]:
@@ -83,8 +88,30 @@ def _json_rows(source: Source, part: Part) -> Iterator[Row | BadRecord]:
         yield _empty(part)
 
 
+def _array_rows(source: Source, part: Part) -> Iterator[Row | BadRecord]:
+    most = row_bytes(source)
+    with open_plain(part.url) as file:
+        line = None
+        for line in read_elements(file, part.start, part.end, most):
+            record, where = _place(part, line)
+            if not line.whole:
+                yield BadRecord(record, where, "too large", f"an element of over {most} bytes")
+            elif line.data:
+                yield _json_row(record, where, line.data + b"\n")
+            else:
+                yield BadRecord(record, where, "not JSON", "the file ends before its array does")
+    if not part.start and not line:
+        yield BadRecord(part.id, part.url, "empty", "an array of nothing", DROPPED)
+
+
 def _place(part: Part, line: Line) -> tuple[str, str]:
     return f"{part.id}@{line.offset}", f"{part.url} at byte {line.offset}"
+
+
+def offset_in(where: str) -> int | None:
+    """Return the byte that a place in a file of lines or in an array names, None for other places."""
+    found = PLACE.search(where)
+    return int(found[1]) if found else None
 
 
 def _empty(part: Part) -> BadRecord:
@@ -201,7 +228,7 @@ def _span(source: Source, part: Part, footer: pq.FileMetaData) -> tuple[range, i
     groups, ends = range(footer.num_row_groups), [0]
     for number in groups:
         ends.append(ends[-1] + footer.row_group(number).num_rows)
-    if isinstance(source, BooksSource):
+    if isinstance(source, TextSource):
         groups = range(part.start, footer.num_row_groups if part.end < 0 else part.end)
         return groups, ends[part.start], 0, ends[-1]
     low, high = part.start, ends[-1] if part.end < 0 else part.end
@@ -222,6 +249,8 @@ def _cut(batches: Iterable[pa.RecordBatch], first: int, low: int, high: int) -> 
 
 def rows_at_once(source: Source, kinds: list[pa.DataType]) -> int:
     """Return how many rows may be decoded at once: few, where they hold clips or pictures."""
+    if isinstance(source, ChatSource):
+        return 1 if any(map(holds_bytes, kinds)) else TABLE_ROWS
     heavy = any(pa.types.is_struct(kind) or is_bytes(kind) for kind in kinds)
     return TABLE_ROWS if not heavy or source.kind == "books" else 8 if source.kind == "image-text" else 1
 
@@ -229,6 +258,12 @@ def rows_at_once(source: Source, kinds: list[pa.DataType]) -> int:
 def is_bytes(kind: pa.DataType) -> bool:
     """Does a column of this type hold bytes?"""
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def holds_bytes(kind: pa.DataType) -> bool:
+    """Does a column of this type hold bytes, however deep?"""
+    inner = [kind.field(i).type for i in range(kind.num_fields)]
+    return is_bytes(kind) or any(map(holds_bytes, inner))
 
 
 def _table_rows(tables: Iterable[pa.Table | pa.RecordBatch], first: int, part: Part) -> Iterator[Row | BadRecord]:

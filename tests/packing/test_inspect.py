@@ -3,7 +3,8 @@
 import io
 import json
 from collections import Counter
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,15 +13,16 @@ from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 from worldloom.errors import UserError
 from worldloom.packing.dataset import Dataset
-from worldloom.packing.example import Draft, Example
-from worldloom.packing.inspect import Clip, blocks, find_record, row_detail, sample_rows, summarise
+from worldloom.packing.example import Draft, Example, Span
+from worldloom.packing.inspect import Clip, block_start, blocks, find_record, row_detail, sample_rows, summarise
 from worldloom.packing.ledger import DROPPED, FAILED, KEPT
 from worldloom.packing.manifest import write_index, write_manifest
 from worldloom.packing.render import clock, elided, render_row, render_summary, visible
 from worldloom.packing.report import REJECTS, SHARDS, UNITS, Reject, UnitWriter, read_report
-from worldloom.packing.row import decode_runs, example_row, sequence_row
+from worldloom.packing.row import Row, Segment, decode_runs, encode_runs, example_row, sequence_row
 from worldloom.packing.shard import EXAMPLES, Kind
 from worldloom.packing.storage import Folder
+from worldloom.packing.turns import begin, holder
 from worldloom.packing.weights import Rule
 from worldloom.tokenizers.vocabulary import Vocabulary
 
@@ -34,7 +36,8 @@ def example(rng: np.random.Generator, record: str, task: str, source: str) -> Ex
     draft.add([1], trained=False)
     draft.add(rng.integers(3, 300, int(rng.integers(1, 9))), trained=bool(rng.random() < 0.5), kind="user", ref="7")
     if task != "text":
-        draft.add([*rng.integers(300, 364, 4), VISION.eof, *rng.integers(300, 364, 4), VISION.eov], trained=True)
+        clip = [*rng.integers(300, 364, 4), VISION.eof, *rng.integers(300, 364, 4), VISION.eov]
+        draft.add(clip, trained=True, kind="video", ref='{"frames": 2}')
     draft.add([2], trained=True)
     return draft.example(task, source, record)
 
@@ -188,7 +191,8 @@ def naive_weights(row: Any, flags: np.ndarray, rule: Rule) -> list[float]:
     return weights
 
 
-def test_text_is_decoded_and_frames_are_named(tmp_path):
+def test_text_is_decoded_and_frames_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("worldloom.packing.report.broken_rules", lambda *_: [])  # what no writer lets through
     dataset = toy(tmp_path, "it's", [[5, 6], [*range(300, 304), VISION.eof, *range(300, 307), VISION.eov], [300, 2]])
     (segment,) = row_detail(dataset, 0, decode=lambda ids: "".join(chr(97 + i) for i in ids))["segments"]
     assert [run["text"] for run in segment["runs"]] == [
@@ -243,10 +247,11 @@ def test_a_row_is_legible_without_colour_and_coloured_with(tmp_path):
     dataset = toy(tmp_path, "moby", [[5, 6], [7] * 9])
     detail = row_detail(dataset, 0, decode=lambda ids: "".join(chr(97 + i) for i in ids))
     plain = printed(render_row(detail))
-    assert "b⟦fghhhhhhhhh⟧" in plain and "\x1b" not in plain
+    assert "b\nuser: tokens 1 to 2, trained\n⟦fg⟧\nuser: tokens 3 to 11, trained\n⟦hhhhhhhhh⟧\n" in plain
+    assert "\x1b" not in plain
     for word in ("segment 1", "record moby", "positions 0 to 11", "of weight 0.0454545", "52 tokens", "'lwm'", "user"):
         assert word in plain, word
-    assert "\x1b[1;32m⟦fghhhhhhhhh⟧" in printed(render_row(detail), colour=True)
+    assert "\x1b[1;32m⟦hhhhhhhhh⟧" in printed(render_row(detail), colour=True)
 
 
 HOSTILE = "\x1b[2J\x07[bold red]\r\u202e\u2028\x9b31m[/bold red]\n:smile:\x00"
@@ -311,7 +316,7 @@ def test_blocks_are_what_a_walk_over_the_tokens_finds(tokens, low):
         }
         for i, (t, on) in enumerate(tokens)
     ]
-    segment = {"place": [low, low + len(tokens)], "spans": [], "runs": runs}
+    segment = {"place": [low, low + len(tokens)], "spans": [], "turns": [], "contexts": [], "chunks": [], "runs": runs}
     found = list(blocks(segment, VISION))
     clips = [block for block in found if isinstance(block, Clip)]
     shown = [[{**f._asdict(), "codes": f.codes.tolist()} for f in clip.frames] for clip in clips]
@@ -346,7 +351,8 @@ def clip_with(ref: str, frames: int = 3, kind: str = "video") -> Clip:
         {"start": 0, "end": 2, "kind": "user", "ref": '{"start": 9, "rate": 9}'},
         {"start": 2, "end": 2 + len(tokens), "kind": kind, "ref": ref},
     ]
-    (clip,) = blocks({"place": [5, 99], "spans": spans, "runs": [run]}, VISION)
+    segment = {"place": [5, 99], "spans": spans, "turns": [], "contexts": [], "chunks": [], "runs": [run]}
+    (clip,) = blocks(segment, VISION)
     assert isinstance(clip, Clip)
     return clip
 
@@ -388,3 +394,134 @@ def test_times_read_as_on_a_clock():
         "1:00:00.00",
         "100:00:00.00",
     ]
+
+
+def detail_of(tokens: Any, trained: Any, spans: list[Span], decode: Any = None, low: int = 3) -> dict[str, Any]:
+    """Take a row of two segments apart, the first of `low` tokens, the second with any spans at all."""
+    ids, flags = np.array(tokens), np.array(trained, bool)
+    counts = [int(np.count_nonzero(flags & of)) for of in (ids < 300, ids >= 300)]
+    segments = (
+        Segment(low, "text", "s", "r", 0, 0, 0),
+        Segment(len(ids), "book-qa", "qa", "moby#7", 0, *counts, tuple(spans)),
+    )
+    row = Row(np.concatenate((np.full(low, 9), ids)), segments, encode_runs(np.concatenate((np.zeros(low), flags)) > 0))
+    dataset = SimpleNamespace(
+        row=lambda _: row,
+        weights=Rule.LWM,
+        starts=np.array([0]),
+        vocabulary=VISION,
+        index=SimpleNamespace(column=lambda _: [SimpleNamespace(as_py=lambda: "u.arrow")]),
+    )
+    return row_detail(cast(Dataset, dataset), 0, None, decode)
+
+
+def book_qa(chunks: int, size: int, asked: list[int]) -> tuple[list[int], list[bool], list[Span]]:
+    """Make a chat of a book's chunks, numbered from 7, and questions of four tokens with answers of two."""
+    tokens, spans = [1, 5], []
+    for i in range(chunks):
+        told = {"chunk": 7 + i, "start": size * (7 + i), "end": size * (8 + i)}
+        spans.append(Span(len(tokens), len(tokens) + size, "chunk", json.dumps(told)))
+        tokens += [10 + i % 200] * size
+    spans.append(Span(2, len(tokens), "book", '{"record": "moby.txt"}'))
+    trained, low = [False] * len(tokens), 0
+    for i in asked:
+        tokens, trained = [*tokens, 6, 6, 6, 7, 8, 2], [*trained, *[False] * 4, True, True]
+        spans.append(Span(low, len(tokens) - 2, "user", json.dumps({"chunk": i})))
+        spans.append(Span(len(tokens) - 2, len(tokens), "assistant", json.dumps({"chunk": i, "model": "cloze"})))
+        low = len(tokens)
+    return tokens, trained, spans
+
+
+WORDS = {5: "SYSTEM", 6: "why ", 7: "ASSISTANT:", 8: "because", 2: "", 1: "", 9: "other"}
+
+
+def spell(ids: list[int]) -> str:
+    return "".join(WORDS.get(i, chr(55 + i)) for i in ids)
+
+
+def test_a_chat_about_a_book_is_shown_turn_by_turn():
+    detail = detail_of(*book_qa(5, 4, [8, 11, 13]), spell)
+    shown = printed(render_row(detail), width=200).partition("segment 2")[2]
+    assert [line.rstrip() for line in shown.splitlines()[1:]] == [
+        "book-qa from qa, record moby#7",
+        "tokens 3 to 42, positions 0 to 39; 6 trained text tokens of weight 0.0833333",
+        "turns: 3 user, 3 assistant by cloze; 15.00% of the tokens trained",
+        "context: 5 chunks of moby.txt, tokens 5 to 24",
+        "questions: 3 about 3 chunks; 1 of them about what is not all in a context before the answer",
+        "0% ▕········█·······················█·······▏ 100%, up to 1 question a cell",
+        'span 2 to 22: book {"record": "moby.txt"}',
+        "user: tokens 3 to 28, not trained, about chunk 8, tokens 9 to 12, 20% into the context",
+        "SYSTEM",
+        "⟨chunk 7⟩ AAAA",
+        "⟨… 12 tokens …⟩",
+        "⟨chunk 11⟩ EEEE",
+        "why why why ASSISTANT:",
+        "assistant: tokens 29 to 30, trained",
+        "⟦because⟧",
+        "user: tokens 31 to 34, not trained, about chunk 11, tokens 21 to 24, 80% into the context",
+        "why why why ASSISTANT:",
+        "assistant: tokens 35 to 36, trained",
+        "⟦because⟧",
+        "user: tokens 37 to 40, not trained, about chunk 13, whose place no span tells",
+        "why why why ASSISTANT:",
+        "assistant: tokens 41 to 42, trained",
+        "⟦because⟧",
+    ]
+    full = printed(render_row(detail, full=True), width=200)
+    assert all(f"⟨chunk {7 + i}⟩ {letter * 4}\n" in full for i, letter in enumerate("ABCDE")) and "…" not in full
+    assert full.count("\nspan ") == 5 + 1 + 6
+
+
+def test_a_chat_of_a_thousand_chunks_is_short_unless_asked_for():
+    tokens, trained, spans = book_qa(1000, 8, [7 + i * 389 % 1000 for i in range(1000)])
+    odd = [Span(i, i + 1, "odd", "?") for i in range(3, 900)]
+    detail = detail_of(tokens, trained, spans + odd, spell)
+    shown, full = (printed(render_row(detail, full), width=200) for full in (False, True))
+    assert len(shown.splitlines()) < 90 and "⟨… 1,976 turns, 5,928 tokens …⟩" in shown and "⟨… 886 spans …⟩" in shown
+    assert shown.count("ASSISTANT:") == 12 and "⟨… 7,984 tokens …⟩" in shown
+    assert full.count("ASSISTANT:") == 1000 and full.count("⟨chunk ") == 1000 and "…" not in full
+    assert full.count("span ") == 1000 + 1 + 2000 + 897
+
+
+PLACES = st.integers(-2, 26)
+KINDS = st.sampled_from(["user", "assistant", "book", "chunk", "image", "video", ""])
+REFS = st.sampled_from(
+    ["", "[", '{"chunk": 1, "start": 0, "end": 3, "model": "m", "record": "r"}', '{"chunk": 2}', "7"]
+)
+SPANS = st.lists(st.builds(Span, PLACES, PLACES, KINDS, REFS), max_size=12)
+ROWS = st.lists(st.tuples(IDS, st.booleans()), min_size=1, max_size=24)
+
+
+@settings(max_examples=150, deadline=None)
+@given(ROWS, SPANS, st.booleans())
+def test_rows_with_any_spans_at_all_are_shown_whole(pairs, spans, full):
+    tokens, trained = zip(*pairs, strict=True)
+    detail = detail_of(tokens, trained, spans)
+    json.dumps(detail)
+    segment = detail["segments"][1]
+    shown = [(t, run["trained"]) for run in segment["runs"] for t in run["tokens"]]
+    assert shown == list(pairs)
+    edges = {edge for name in ("turns", "contexts", "chunks") for item in segment[name] for edge in item["place"]}
+    assert all(not edges & set(range(run["start"] + 1, run["end"])) for run in segment["runs"])
+    found = list(blocks(segment, VISION))
+    assert [block_start(block) for block in found] == sorted({block_start(block) for block in found})
+    clips = [block for block in found if isinstance(block, Clip)]
+    frames = [t for clip in clips for f in clip.frames for t in segment_ids(segment, f.start, f.end)]
+    assert frames == [t for t in tokens if t >= 300]
+    for block in found:
+        places = {run["start"] for run in block} if isinstance(block, list) else {f.start for f in block.frames}
+        for items in (segment["turns"], segment["contexts"] if isinstance(block, list) else []):
+            assert len({begin(holder(items, place)) for place in places}) == 1
+    text = printed(render_row(detail, full), width=500)
+    roles = [line.split(":")[0] for line in text.splitlines() if line.startswith(("user: ", "assistant: "))]
+    assert roles == [turn["role"] for turn in segment["turns"]]
+
+
+def segment_ids(segment: dict[str, Any], low: int, high: int) -> list[int]:
+    return [t for run in segment["runs"] for p, t in enumerate(run["tokens"], run["start"]) if low <= p < high]
+
+
+def test_spans_that_lack_a_field_are_left_out():
+    spans: list[Any] = [Span(None, 3, "user", ""), Span(1, 2, None, None), Span(0, 2, "user", "")]  # type: ignore[arg-type]
+    (_, segment) = detail_of([1, 5, 6], [False] * 3, spans)["segments"]
+    assert segment["spans"] == [Span(0, 2, "user", "")._asdict()] and len(segment["turns"]) == 1

@@ -32,7 +32,7 @@ def example(rng: np.random.Generator, n: int, record: str) -> Example:
     draft = Draft(VISION)
     draft.add([1], trained=False)
     draft.add(rng.integers(3, 300, n // 2), trained=False, kind="user", ref='{"a":"é\\""}')
-    draft.add(rng.integers(300, 364, n - n // 2 - 2), trained=True)
+    draft.add([*rng.integers(300, 364, n - n // 2 - 3), VISION.eov], trained=True, kind="image")
     draft.add([2], trained=True)
     return draft.example("image-to-text", 'so"],"",[urce', record)
 

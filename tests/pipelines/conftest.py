@@ -3,10 +3,20 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
+from worldloom.packing.example import Example
+from worldloom.packing.ledger import KEPT
+from worldloom.packing.manifest import write_index, write_manifest
+from worldloom.packing.report import REJECTS, SHARDS, UNITS, UnitWriter, read_report
+from worldloom.packing.row import example_row
+from worldloom.packing.shard import EXAMPLES
+from worldloom.packing.storage import Folder
 from worldloom.tokenizers.train import train
+from worldloom.tokenizers.vocabulary import Vocabulary
 
 PROSE = [
     "The miller's daughter went down to the river before the sun was up, and found the ferry gone.",
@@ -51,3 +61,32 @@ def begin_build() -> Callable[[Path, Path, int], "subprocess.Popen[bytes]"]:
         return subprocess.Popen([sys.executable, *call], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     return begin
+
+
+@pytest.fixture
+def write_examples() -> Callable[..., str]:
+    """Write finished examples, each with its content's hash: `write_examples(url, {unit: [(example, exact)]}, …)`."""
+
+    def write(
+        url: str,
+        units: dict[str, list[tuple[Example, bytes]]],
+        vocabulary: Vocabulary,
+        seed: int = 0,
+        share: float = 0.0,
+    ) -> str:
+        folder = Folder(url)
+        folder.make(UNITS, SHARDS, REJECTS)
+        for unit, found in units.items():
+            with UnitWriter(folder, unit, vocabulary, EXAMPLES) as writer:
+                for example, exact in found:
+                    writer.add(example_row(example, vocabulary, exact, np.empty(0, np.uint64)))
+                    writer.ledger.read += 1
+                    writer.ledger.count(KEPT)
+                writer.commit(unit.rpartition("-")[0], key="k")
+        reports = [report for unit in sorted(units) if (report := read_report(folder, unit))]
+        about = {"kind": "examples", "length": 0, "weights": "example", "fingerprint": vocabulary.fingerprint}
+        about |= {"seed": seed, "eval": share, "duplicates": "none", "description": "", "versions": {}, "about": {}}
+        write_manifest(folder, write_index(folder, reports), {**about, "vocabulary": asdict(vocabulary)})
+        return url
+
+    return write

@@ -18,7 +18,8 @@ from worldloom.packing.shard import EXAMPLES
 from worldloom.packing.storage import Folder
 from worldloom.pipelines import duplicates
 from worldloom.pipelines.job import finish, run_in_memory
-from worldloom.pipelines.pack import PackJob, in_eval
+from worldloom.pipelines.pack import PackJob
+from worldloom.pipelines.split import in_eval
 from worldloom.recipe import PackSection
 from worldloom.tokenizers.vocabulary import Vocabulary
 
@@ -27,11 +28,16 @@ Toy = dict[str, list[Example]]
 
 
 def example(rng: np.random.Generator, length: int, source: str, record: str, task: str = TEXT) -> Example:
+    """Draw a text, all of it trained, or a chat of one turn; chunks of it are spans."""
     draft = Draft(VOCABULARY)
     draft.add([1], trained=False)
-    while (left := length - draft.length) > 0:
-        size = int(rng.integers(1, left + 1))
-        draft.add(rng.integers(3, 300, size), bool(rng.random() < 0.7), "chunk" if rng.random() < 0.5 else "", "{}")
+    asked = 1 + int(rng.integers(1, length - 1)) if task != TEXT else 1
+    while (left := length - draft.length - (task != TEXT)) > 0:
+        size = min(int(rng.integers(1, left + 1)), asked - draft.length if draft.length < asked else left)
+        draft.add(rng.integers(3, 300, size), draft.length >= asked, "chunk" if rng.random() < 0.5 else "", "{}")
+    if task != TEXT:
+        draft.add([2], trained=True)
+        draft.span(asked, "assistant")
     return draft.example(task, source, record)
 
 
@@ -39,12 +45,17 @@ def toy(seed: int = 0) -> Toy:
     """Draw two sources in five units: lengths from one to many windows, two tasks."""
     rng, made = np.random.default_rng(seed), {}
     for unit, source in [("a-0", "a"), ("a-1", "a"), ("a-2", "a"), ("b-0", "b"), ("b-1", "b")]:
-        lengths = [1, 2, 31, 32, 33, 34, 63, 64, 65, 200, *rng.integers(1, 100, 30).tolist()]
+        lengths = [3, 4, 31, 32, 33, 34, 63, 64, 65, 200, *rng.integers(3, 100, 30).tolist()]
         tasks = [TEXT if source == "a" or rng.random() < 0.5 else "chat" for _ in lengths]
         made[unit] = [
             example(rng, n, source, f"{unit}/{i}", task) for i, (n, task) in enumerate(zip(lengths, tasks, strict=True))
         ]
     return made
+
+
+def exact(record: str) -> bytes:
+    """Stand in for the hash of a record's content: no two are the same."""
+    return record.encode().ljust(16)[:16]
 
 
 def write_toy(url: str, examples: Toy) -> Dataset:
@@ -53,7 +64,7 @@ def write_toy(url: str, examples: Toy) -> Dataset:
     for unit, found in examples.items():
         with UnitWriter(folder, unit, VOCABULARY, EXAMPLES) as writer:
             for e in found:
-                writer.add(example_row(e, VOCABULARY, e.record.encode().ljust(16)[:16], np.empty(0, np.uint64)))
+                writer.add(example_row(e, VOCABULARY, exact(e.record), np.empty(0, np.uint64)))
                 writer.ledger.read += 1
                 writer.ledger.count(KEPT)
             writer.commit(unit[0], key="k")
@@ -173,17 +184,17 @@ def test_the_sides_of_the_split_are_disjoint_and_together_all(
     whole = Packed(url, str(tmp_path / "all"), {}, seed=1, eval=share)
     records = [{p.record for p in side.pieces} for side in (*sides, whole)]
     assert not records[0] & records[1] and records[0] | records[1] == records[2]
-    assert records[1] == {p.record for p in whole.pieces if in_eval(1, share, p.source, p.record)}
+    assert records[1] == {p.record for p in whole.pieces if in_eval(1, share, exact(p.record).hex())}
     assert abs(len(records[1]) / len(records[2]) - share) < 0.1
     total = Counter(p.tokens.tobytes() for side in sides for p in side.pieces)
     assert total == Counter(p.tokens.tobytes() for p in whole.pieces)
 
 
 def test_a_larger_eval_side_holds_the_smaller_one() -> None:
-    small, large = ({i for i in range(2000) if in_eval(0, share, "s", str(i))} for share in (0.01, 0.1))
+    small, large = ({i for i in range(2000) if in_eval(0, share, str(i))} for share in (0.01, 0.1))
     assert small < large and abs(len(large) - 200) < 60
-    assert not any(in_eval(0, 0.0, "s", str(i)) for i in range(2000))
-    assert all(in_eval(0, 1.0, "s", str(i)) for i in range(2000))
+    assert not any(in_eval(0, 0.0, str(i)) for i in range(2000))
+    assert all(in_eval(0, 1.0, str(i)) for i in range(2000))
 
 
 def test_duplicates_are_dropped_and_counted(tmp_path: Path, examples: tuple[Toy, str]) -> None:

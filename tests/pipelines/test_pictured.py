@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from worldloom.packing.report import Reject
 from worldloom.packing.row import Row, row_examples
-from worldloom.pipelines import pictured
+from worldloom.pipelines import to_codes
 from worldloom.pipelines.fetching import exchange
 from worldloom.pipelines.fetching.fetch import Fetcher
 from worldloom.pipelines.models import vocabulary_of
@@ -221,7 +221,7 @@ def test_a_job_is_left_while_a_link_hangs(
         return ["93.184.216.34"]
 
     fetcher = partial(Fetcher, look_up=look_up, open_socket=lambda _: Redirected(socket.AF_INET, socket.SOCK_STREAM))
-    monkeypatch.setattr(pictured, "Fetcher", fetcher)
+    monkeypatch.setattr(to_codes, "Fetcher", fetcher)
     monkeypatch.setattr(exchange, "SILENCE", 3600)
     recipe = recipe_of(small_model, codebook, fetch={"seconds": 3600})
     found = [image(i) for i in range(70)] + [image(70, data=b"")]

@@ -1,6 +1,7 @@
 """Configs: what is filled in, and what every fault is told in."""
 
 import re
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,10 @@ import yaml
 from worldloom.errors import UserError
 from worldloom.packing.weights import Rule
 from worldloom.training.config import PRESETS, Model, load, parse
+from worldloom.training.mixture import By
 
-LEAST = {"data": {"path": "packed"}, "out": "run", "steps": 100, "rows": 4}
+REST = {"out": "run", "steps": 100, "rows": 4}
+LEAST = {"data": {"path": "packed"}, **REST}
 
 
 def test_the_least_config_has_every_default():
@@ -59,6 +62,67 @@ def test_faults_name_the_key_what_was_found_and_what_is_allowed(change, words):
     text = str(caught.value)
     assert all(word in text for word in words), text
     assert "\n" not in text and "pydantic" not in text
+
+
+def mix(*members: tuple[str, object]) -> dict[str, object]:
+    return {"mixture": [{"data": data, "share": share} for data, share in members]}
+
+
+def test_a_mixture_is_read_in_exact_shares():
+    source = parse(REST | mix(("chat", 0.7), ("books", "3/10"))).source
+    assert source.shares == {"chat": Fraction(7, 10), "books": Fraction(3, 10)}
+    assert (source.by, source.weights, source.vocabulary) == (By.SEQUENCES, None, None)
+
+
+def test_a_mixture_with_all_its_keys():
+    mixture = {"sets": mix(("a", 7), ("b", 3))["mixture"], "by": "tokens", "weights": "lwm", "vocabulary": "f00"}
+    source = parse(REST | {"mixture": mixture}).source
+    assert (source.by, source.weights, source.vocabulary) == (By.TOKENS, Rule.LWM, "f00")
+
+
+def test_a_data_set_is_a_mixture_of_one():
+    source = parse(REST | {"data": {"path": "a", "weights": "token", "vocabulary": "f00"}}).source
+    assert (source.shares, source.weights, source.vocabulary) == ({"a": 1}, Rule.TOKEN, "f00")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, ["data is missing", "mixture: [{data: …, share: …}, …]"]),
+        ({"data": None}, ["data is missing"]),
+        (LEAST | mix(("a", 1)), ["both data and mixture are given", "leave one out"]),
+        (mix(("a", 0.7), ("b", 0.2)), ["mixture", "7/10 + 1/5 = 9/10", "add up to 1"]),
+        (mix(("a", 0), ("b", 1)), ["mixture.0.share", "a share of 0", "above 0"]),
+        (mix(("a", 1), ("b", "much")), ["mixture.1.share", "'much'", "7/10"]),
+        (mix(("a", 1), ("b", 1), ("a", 2)), ["mixture: a is named twice", "sum of its shares"]),
+        ({"mixture": []}, ["mixture", "at least 1"]),
+        ({"mixture": [{"data": "a"}]}, ["mixture.0.share is missing"]),
+        ({"mixture": [{"data": "a", "share": 1, "rows": 2}]}, ["unknown key mixture.0.rows", "data, share"]),
+        ({"mixture": {"sets": [{"data": "a", "share": 1}], "by": "rows"}}, ["mixture.by", "'sequences' or 'tokens'"]),
+    ],
+)
+def test_faults_of_a_mixture_name_the_key_and_the_remedy(change, words):
+    with pytest.raises(UserError) as caught:
+        parse(REST | change)
+    text = str(caught.value)
+    assert all(word in text for word in words), text
+    assert "\n" not in text and "pydantic" not in text
+
+
+def test_the_configs_in_the_docs_are_valid():
+    text = (Path(__file__).resolve().parents[2] / "docs" / "mixtures.md").read_text()
+    sources = [parse(yaml.safe_load(block)).source for block in re.findall(r"```yaml\n(.*?)```", text, re.S)]
+    assert [list(map(str, source.shares.values())) for source in sources] == [["7/10", "3/10"], ["42", "42", "16"]]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_load_takes_a_mixtures_paths_from_the_configs_folder(tmp_path: Path, whole):
+    path, members = tmp_path / "run.yaml", mix(("chat", 7), ("gs://bucket/books", 3))["mixture"]
+    path.write_text(yaml.safe_dump({"mixture": {"sets": members} if whole else members, **REST}))
+    assert list(load(path).source.shares) == [str(tmp_path / "chat"), "gs://bucket/books"]
+    if not whole:
+        source = load(path, ["mixture.1.share=1/2", "mixture.1.data=here"]).source
+        assert source.shares == {str(tmp_path / "chat"): 7, str(Path.cwd() / "here"): Fraction(1, 2)}
 
 
 def test_load_takes_paths_from_the_configs_folder(tmp_path: Path):

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from worldloom.errors import UserError
 from worldloom.packing.dataset import Dataset
 from worldloom.training.loader import Loader
+from worldloom.training.mixture import open_mixture
 from worldloom.training.torch_dataset import TorchRows
 
 NAMES = ("tokens", "targets", "positions", "segments", "weights")
@@ -85,6 +86,19 @@ def test_start_and_stop_choose_epochs_and_resume(toy_dataset):
     stream = [s["tokens"].tolist() for s in TorchRows(url, stop=12)]
     assert [s["tokens"].tolist() for s in TorchRows(url, start=4, stop=12)] == stream[4:]
     assert sorted(stream[:6]) == sorted(stream[6:]) and stream[:6] != stream[6:]
+
+
+@pytest.mark.parametrize("by", ["sequences", "tokens"])
+def test_a_mixtures_samples_are_the_loaders_rows(toy_dataset, tmp_path, by):
+    urls = [toy_dataset(rows=rows, url=str(tmp_path / f"set-{rows}")).folder.url for rows in (13, 7)]
+    shares = dict(zip(urls, [7, 3], strict=True))
+    loader = Loader(open_mixture(shares, by), 20, seed=4)
+    batch = loader.load(loader.plan(0))
+    samples = [list(TorchRows(shares, seed=4, rank=rank, ranks=3, by=by)) for rank in range(3)]
+    assert [len(part) for part in samples] == [7, 7, 6]
+    for i in range(20):
+        for name in NAMES:
+            assert np.array_equal(samples[i % 3][i // 3][name].numpy(), getattr(batch, name)[i])
 
 
 def test_a_rank_beyond_the_ranks_is_refused(toy_dataset):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from worldloom.errors import UserError
 from worldloom.packing.batch import Batch
+from worldloom.packing.dataset import open_dataset
 from worldloom.packing.weights import Rule
 from worldloom.tokenizers.vocabulary import Vocabulary
 from worldloom.training import metrics
@@ -22,7 +24,7 @@ from worldloom.training.config import Config, Model, parse
 from worldloom.training.curve import running_mean
 from worldloom.training.step import begin as first_state
 from worldloom.training.step import cut, loss_and_gradients, make_step, schedule
-from worldloom.training.train import Diverged, Loader, train
+from worldloom.training.train import Diverged, Loader, identify, open_loader, train
 
 BOTH = Vocabulary(23, 1, 2, "text", 6, "vision")
 TEXT = Vocabulary(23, 1, 2, "text")
@@ -215,6 +217,9 @@ class Synthetic:
     def batches(self, start: int, stop: int):
         return ((t, self.batch(t)) for t in range(start, stop))
 
+    def sets(self, t: int) -> np.ndarray:
+        return np.zeros(4, int)
+
     def batch(self, t: int) -> Batch:
         rng = np.random.default_rng([self.seed, t])
         rows = [[self.toy(rng, n) for n in rng.multinomial(self.dataset.length - 6, [0.5, 0.3, 0.2])] for _ in range(4)]
@@ -285,16 +290,8 @@ def test_the_first_loss_is_the_formulas(undisturbed):
 
 def test_a_killed_run_goes_on_bitwise(undisturbed, tmp_path):
     """SIGKILL after step 13: what a fresh process then computes equals an undisturbed run in every bit."""
-    code = f"import runpy; runpy.run_path({__file__!r})['run_slowly']({str(tmp_path)!r})"
-    child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, env=os.environ)
-    deadline = time.monotonic() + 240
-    while len(losses(tmp_path)) < 13:
-        assert child.poll() is None and time.monotonic() < deadline, child.stderr and child.stderr.read().decode()
-        time.sleep(0.02)
-    os.kill(child.pid, signal.SIGKILL)
-    child.communicate()
-    killed = losses(tmp_path)
-    assert 13 <= max(killed) < 16, "the child was to be killed long before its end"
+    run_and_kill(tmp_path, 13, {})
+    assert 13 <= max(losses(tmp_path)) < 16, "the child was to be killed long before its end"
     (tmp_path / "metrics.jsonl").open("a").write('{"step": 14, "lo')
     begun = []
     summary = train(configure(tmp_path), Synthetic(), report=begun.append)
@@ -304,14 +301,69 @@ def test_a_killed_run_goes_on_bitwise(undisturbed, tmp_path):
     assert [line["step"] for line in metrics.read(summary.metrics)] == list(range(1, 37))
 
 
-def run_slowly(out: str) -> None:
-    """Run the child of the test above; it waits at step 14 to be killed."""
+def run_and_kill(out: Path, step: int, changes: dict[str, object]) -> None:
+    """Train in a process of its own, and kill that once so many steps are told."""
+    code = f"import runpy; runpy.run_path({__file__!r})['run_slowly']({str(out)!r}, {step}, {changes!r})"
+    child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, env=os.environ)
+    deadline = time.monotonic() + 240
+    while len(losses(out)) < step:
+        assert child.poll() is None and time.monotonic() < deadline, child.stderr and child.stderr.read().decode()
+        time.sleep(0.02)
+    os.kill(child.pid, signal.SIGKILL)
+    child.communicate()
+
+
+def run_slowly(out: str, step: int, changes: dict[str, object]) -> None:
+    """Run the child; after so many steps it waits to be killed."""
 
     def report(line: metrics.Line) -> None:
-        if line["step"] >= 14:
+        if line["step"] > step:
             time.sleep(600)
 
-    train(configure(Path(out)), Synthetic(), report=report)
+    train(configure(Path(out), **changes), None if "mixture" in changes else Synthetic(), report=report)
+
+
+@pytest.fixture
+def mixed(toy_dataset, tmp_path) -> dict[str, object]:
+    """Two data sets in a config, 7:3, that give the shapes of the synthetic language: nothing is compiled again."""
+    made = [toy_dataset(rows=n, length=32, vocabulary=TEXT, url=str(tmp_path / f"set-{n}")) for n in (17, 5)]
+    members = [{"data": dataset.folder.url, "share": share} for dataset, share in zip(made, (0.7, 0.3), strict=True)]
+    return {"data": None, "mixture": members}
+
+
+def test_a_killed_run_on_a_mixture_goes_on_bitwise_and_counts_each_set(mixed, tmp_path):
+    """The counts against the data sets' rows, looked up one by one."""
+    run_and_kill(tmp_path / "killed", 13, mixed)
+    assert 13 <= max(losses(tmp_path / "killed")) < 16, "the child was to be killed long before its end"
+    begun = []
+    train(configure(tmp_path / "killed", **mixed), report=begun.append)
+    assert begun[0]["step"] in (6, 11), "a checkpoint was to be used"
+    config = configure(tmp_path / "whole", **mixed)
+    lines = metrics.read(train(config).metrics)
+    assert losses(tmp_path / "killed") == {line["step"]: line["loss"] for line in lines}
+    sets, loader = [open_dataset(url) for url in config.source.shares], open_loader(config, config.source)
+    for t, line in enumerate(lines):
+        rows, tokens, plan = [0, 0], [0, 0], loader.plan(t)
+        for number, row in zip(plan.sets.tolist(), plan.rows.tolist(), strict=True):
+            rows[number] += 1
+            tokens[number] += sum(s.length for s in sets[number].row(row).segments)
+        assert (line["rows_by_set"], line["tokens_by_set"], sum(tokens)) == (rows, tokens, line["tokens"])
+    assert [sum(line["rows_by_set"][i] for line in lines) for i in (0, 1)] == [101, 43]  # of 144
+
+
+def test_a_mixtures_checkpoint_by_other_shares_is_refused(mixed, tmp_path):
+    config = configure(tmp_path / "run", **mixed)
+    identity = identify(config, open_loader(config, config.source))
+    assert re.fullmatch(r"7 x \w+ \+ 3 x \w+", identity["data"])
+    members = [member | {"share": share} for member, share in zip(mixed["mixture"], (3, 2), strict=True)]
+    other = configure(tmp_path / "run", **mixed | {"mixture": members})
+    assert identify(other, open_loader(other, other.source))["data"] != identity["data"]
+
+
+def test_a_mixture_of_another_vocabulary_is_refused(mixed, tmp_path):
+    mixture = {"sets": mixed["mixture"], "vocabulary": "f00"}
+    with pytest.raises(UserError, match=r"set-17 and .*set-5 is .*, but the config's mixture.vocabulary asks for f00"):
+        train(configure(tmp_path / "run", **mixed | {"mixture": mixture}))
 
 
 def test_a_checkpoint_by_another_rule_is_refused(undisturbed):

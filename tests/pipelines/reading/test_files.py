@@ -42,7 +42,8 @@ def ids(*patterns: object) -> list[str]:
         ("a.jpg.gz", "", "gzip"),
         ("a.webm", "clip", ""),
         ("a.gz", "", "gzip"),
-        ("a.json", "", ""),
+        ("a.json", "json", ""),
+        ("a.yaml", "", ""),
         ("txt", "", ""),
     ],
 )

@@ -1,0 +1,1 @@
+"""Ask for a question about each chunk of a book, and check what comes back."""

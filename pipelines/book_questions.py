@@ -1,0 +1,195 @@
+"""Books with questions: chunks side by side up to a length, then questions about some of them in chat form."""
+
+import hashlib
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..packing.ledger import DROPPED
+from ..packing.report import Reject
+from ..packing.row import Row, example_row
+from ..recipe import Recipe
+from ..sources import BookQuestionsSource
+from ..tokenizers.text import TextTokenizer
+from . import books
+from .admission import reject, url_of
+from .chat_layout import ASSISTANT, USER, Context, Ids, Line, render
+from .models import text_tokenizer, vocabulary_of
+from .near import signature
+from .records import Found
+from .units import fraction
+
+TASK = "book-qa"
+
+
+class Question(NamedTuple):
+    """A question about one chunk, its answer, and where both come from."""
+
+    chunk: int
+    question: str
+    answer: str
+    told: dict[str, Any]
+
+
+Asked = Callable[[Found, books.Encoded], Sequence[Question]]
+
+
+@dataclass(frozen=True, eq=False)
+class Passage:
+    """Chunks of a book that stand side by side, and the questions that are asked about them: what is one record here.
+
+    Attributes:
+      found: the book.
+      ids: of the chunks.
+      first: number of the first chunk in its book.
+    """
+
+    found: Found
+    book: books.Encoded
+    ids: np.ndarray
+    first: int
+    questions: Sequence[Question]
+
+    @property
+    def record(self) -> str:
+        return f"{self.found.record}#{self.first}"
+
+
+def chunks(ids: np.ndarray, size: int) -> list[np.ndarray]:
+    """Cut a book's ids into chunks of `size`, the last one perhaps shorter: every token is in exactly one."""
+    return [ids[low : low + size] for low in range(0, len(ids), size)]
+
+
+def passages(
+    recipe: Recipe, source: BookQuestionsSource, records: Iterable[Found], denied: frozenset[str], asked: Asked
+) -> Iterator[Passage | Reject]:
+    """Yield the passages of books, which share no chunk and miss none; a book that is kept out comes as its reject.
+
+    Args:
+      asked: finds the questions about a book.
+    """
+    for found in records:
+        book = books.encode(recipe, source, found, denied)
+        if isinstance(book, Reject):
+            yield book
+        else:
+            yield from of_book(recipe, source, found, book, asked(found, book))
+
+
+def of_book(
+    recipe: Recipe, source: BookQuestionsSource, found: Found, book: books.Encoded, questions: Sequence[Question]
+) -> Iterator[Passage]:
+    """Join the chunks of a book up to the length, each run with questions about it, drawn by seed and record."""
+    tokenizer = text_tokenizer(recipe.vocabulary.text)
+    drawn = sorted(questions, key=lambda q: fraction(recipe.seed, "ask", source.name, found.record, q.chunk))
+    costs = {q.chunk: cost(q, tokenizer, source) for q in questions}
+    sizes = [len(chunk) for chunk in chunks(book.ids, source.chunk)]
+    first, room = 0, source.length - head_tokens(source, tokenizer)
+    while first < len(sizes):
+        count = fitting(sizes[first:], first, drawn, costs, source, room)
+        low = first * source.chunk
+        chosen = choose(drawn, costs, first, count, sum(sizes[first : first + count]), source)
+        yield Passage(found, book, book.ids[low : low + count * source.chunk], first, chosen)
+        first += count
+
+
+class Cost(NamedTuple):
+    """Tokens of a question with all that frames it, and of its answer with its end."""
+
+    prompt: int
+    answer: int
+
+
+def cost(question: Question, tokenizer: TextTokenizer, source: BookQuestionsSource) -> Cost:
+    """Count a question's tokens, never too few."""
+    prompt = tokenizer.encode(f"{source.template.user.replace('{}', question.question)} {source.template.assistant}")
+    return Cost(len(prompt) + 1, len(tokenizer.encode(question.answer)) + 1)
+
+
+def head_tokens(source: BookQuestionsSource, tokenizer: TextTokenizer) -> int:
+    """Count what stands before a passage: BOS, the system's words, and the beginning of the first question."""
+    return 1 + len(tokenizer.encode(f"{source.template.system} {source.template.user.split('{}')[0]}"))
+
+
+def fitting(
+    sizes: Sequence[int],
+    first: int,
+    drawn: Sequence[Question],
+    costs: dict[int, Cost],
+    source: BookQuestionsSource,
+    room: int,
+) -> int:
+    """Return how many chunks, at least one, fit into `room` tokens together with their questions."""
+    ends = list(accumulate(sizes))
+    count = max(1, sum(end <= room for end in ends))
+    while count > 1:
+        chosen = choose(drawn, costs, first, count, ends[count - 1], source)
+        over = ends[count - 1] + sum(sum(costs[q.chunk]) for q in chosen) - room
+        if over <= 0:
+            break
+        count = max(1, count - max(1, over // source.chunk))
+    return count
+
+
+def choose(
+    drawn: Sequence[Question],
+    costs: dict[int, Cost],
+    first: int,
+    count: int,
+    tokens: int,
+    source: BookQuestionsSource,
+) -> list[Question]:
+    """Take questions about the chunks `[first, first + count)` as they were drawn, as many as `trained` allows."""
+    chosen, prompts, answers = [], 0, 0
+    for question in drawn:
+        prompt, answer = costs[question.chunk]
+        here = first <= question.chunk < first + count
+        if here and answers + answer <= source.trained * (tokens + prompts + prompt + answers + answer):
+            chosen.append(question)
+            prompts, answers = prompts + prompt, answers + answer
+    return chosen
+
+
+def rows(recipe: Recipe, source: BookQuestionsSource, items: Iterable[Passage | Reject]) -> Generator[Row | Reject]:
+    """Turn passages into examples' rows or rejects, one for each and in their order."""
+    return (item if isinstance(item, Reject) else row(recipe, source, item) for item in items)
+
+
+def row(recipe: Recipe, source: BookQuestionsSource, passage: Passage) -> Row | Reject:
+    """Make a passage an example's row, or say why not."""
+    exact = content_hash(passage.ids)
+    if not passage.questions:
+        unasked = reject(passage.found, source, "filter", DROPPED, "no question", f"{len(passage.ids)} tokens", exact)
+        return replace(unasked, record=passage.record)
+    vocabulary = vocabulary_of(recipe.vocabulary)
+    lines = laid_out(passage, source)
+    names = TASK, source.name, passage.record
+    example = render(lines, source.template, text_tokenizer(recipe.vocabulary.text), vocabulary, *names)
+    near = signature(passage.ids) if recipe.duplicates == "near" else np.empty(0, np.uint64)
+    return example_row(example, vocabulary, exact, near)
+
+
+def content_hash(ids: np.ndarray) -> bytes:
+    """Hash what a passage says: 16 bytes; equal hashes are exact duplicates."""
+    return hashlib.blake2b(ids.astype("<u4").tobytes(), digest_size=16).digest()
+
+
+def laid_out(passage: Passage, source: BookQuestionsSource) -> list[Line]:
+    """Write a passage and its questions as lines of a chat: the passage stands before the first question."""
+    told = {"record": passage.found.record, "content": passage.book.exact.hex()}
+    if url := url_of(passage.found):
+        told["url"] = url
+    parts = []
+    for number, ids in enumerate(chunks(passage.ids, source.chunk), passage.first):
+        start = number * source.chunk
+        parts.append(Ids(ids, "chunk", {"chunk": number, "start": start, "end": start + len(ids)}))
+    lines: list[Line] = []
+    for question in passage.questions:
+        context = [] if lines else [Context(parts, "book", told)]
+        where = {"chunk": question.chunk}
+        lines.append(Line(USER, [*context, question.question], where))
+        lines.append(Line(ASSISTANT, [question.answer], where | question.told))
+    return lines
