@@ -193,12 +193,12 @@ def _passage(part: Passage, view: View, links: Links) -> str:
     facts = [place_words(chunk["place"]), *([into_words(where)] if where is not None else [])]
     if chunk["offsets"]:
         facts.append(f"{place_words(chunk['offsets'])} of the book")
+    summary = f'{chunk_words(chunk)} <span class="quiet">{", ".join(facts)}</span>'
     back = "".join(
         f'<li><a href="#{view.name}-turn-{turn}">asked about in turn {turn:,}</a></li>'
         for turn in shortened(links.asked.get(part.start, []), LINES, view.full)[0]
     )
-    return f"""<details class="chunk" id="{view.name}-token-{part.start}">
-<summary>{chunk_words(chunk)} <span class="quiet">{", ".join(facts)}</span></summary>
+    return f"""<details class="chunk" id="{view.name}-token-{part.start}"><summary>{summary}</summary>
 {_text(part.runs, view.full)}{back and f'<ul class="steps">{back}</ul>'}</details>
 """
 

@@ -56,6 +56,7 @@ figcaption { font-size: .8rem; line-height: 1.35; padding: .3rem .1rem .1rem; fo
 .learnt { border-left: .25rem solid var(--on-line); }
 h4 { font-size: 1rem; line-height: 1.3; margin: 0 0 .2rem; } h4 .quiet { font-weight: 400; }
 .told { font-size: .85rem; line-height: 1.45; margin: 0 0 .5rem; }
+.told a { display: inline-block; padding: .2rem 0; min-height: 1.6rem; }
 .told svg { height: .6rem; margin-top: .3rem; }
 svg { display: block; width: 100%; height: 3rem; }
 svg rect { fill: var(--link); } svg .all { fill: var(--line); }
@@ -63,7 +64,8 @@ svg rect { fill: var(--link); } svg .all { fill: var(--line); }
 .scale :not(:nth-child(2)) { flex: none; }
 .context { border: 1px solid var(--line); border-radius: .4rem; padding: .6rem; margin: 0 0 1rem; max-height: 26rem;
   overflow-y: auto; }
-.chunk { border: 1px solid transparent; border-radius: .3rem; padding: 0 .3rem; margin: 0; scroll-margin-top: .5rem; }
+.chunk { border: 1px solid transparent; border-radius: .3rem; padding: 0 .3rem; margin: 0;
+  scroll-margin-top: .5rem; }
 .context > p { margin: 0 .3rem; }
 .chunk .text { margin-bottom: .4rem; } .context > :last-child { margin-bottom: 0; }
 details { margin: 0 0 .5rem; }

@@ -62,9 +62,9 @@ def encode_runs(flags: np.ndarray) -> np.ndarray:
 
 def decode_runs(runs: np.ndarray, low: int = 0, high: int | None = None) -> np.ndarray:
     """Turn alternating run lengths back into bool `[n]`, or into the flags `[low, high)` alone."""
-    ends = np.cumsum(runs)
-    places = np.arange(low, ends[-1] if high is None else high)
-    return np.searchsorted(ends, places, side="right") % 2 == 1
+    ends = np.concatenate(([0], np.cumsum(runs)))
+    lengths = np.diff(np.clip(ends, low, ends[-1] if high is None else high))
+    return np.repeat(np.arange(len(runs)) % 2 == 1, lengths)
 
 
 def segment_of(example: Example, vocabulary: Vocabulary) -> Segment:

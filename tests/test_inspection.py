@@ -279,6 +279,39 @@ def test_text_needs_no_tokenizer_and_rows_must_be_chosen(made, tmp_path, capsys,
     assert "--row N" in capsys.readouterr().err
 
 
+def test_a_chat_shows_its_pictures_in_their_turns(made, tmp_path, capsys):
+    """Two prompts with a picture each, behind a text, so that places in the row are not those in the chat."""
+    shown, draft, before = codes(2), Draft(VISION), Draft(VISION)
+    before.add([1, 5], trained=False)
+    before.add([2], trained=True)
+    start = 0
+    for i, frame in enumerate(shown):
+        draft.add([1] if not i else [5], trained=False)
+        told = json.dumps({"frames": 1})
+        draft.add([*(frame + VISION.text_size).tolist(), VISION.eov], trained=False, kind="image", ref=told)
+        draft.span(start, "user")
+        start = draft.length
+        draft.add([7, 2], trained=True)
+        draft.span(start, "assistant")
+        start = draft.length
+    data = made([before.example("text", "toy", "t"), draft.example("image-chat", "toy", "c")])
+    html = tmp_path / "page.html"
+    assert main(["inspect", data, "--row", "0", "--html", str(html)]) == 0
+    found = pictures(html)
+    assert all((a == b).all() for a, b in zip(found, decode(shown.astype(np.uint16)), strict=True))
+    turns = re.findall(r"<h4[^>]*>(user|assistant) .*?</section>", html.read_text(), re.S)
+    drawn = [part.count("<img") for part in html.read_text().split("<h4")[1:]]
+    assert (turns, drawn) == (["user", "assistant"] * 2, [1, 0, 1, 0])
+    capsys.readouterr()
+    assert main(["inspect", data, "--row", "0", "--json"]) == 0
+    text, chat = json.loads(capsys.readouterr().out)[0]["segments"]
+    assert text["turns"] == text["chunks"] == text["contexts"] == []
+    places = [[3, 9], [9, 11], [11, 17], [17, 19]]
+    assert [(t["turn"], t["role"], t["place"], t["trained"]) for t in chat["turns"]] == [
+        (i + 1, ("user", "assistant")[i % 2], place, i % 2 * 2) for i, place in enumerate(places)
+    ]
+
+
 def test_json_is_as_it_was(made, tmp_path, capsys):
     data, html = made([clip("a", codes(2))]), tmp_path / "page.html"
     assert main(["inspect", data, "--row", "0", "--json"]) == 0

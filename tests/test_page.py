@@ -28,8 +28,8 @@ from worldloom.tokenizers.vocabulary import Vocabulary
 
 VISION = Vocabulary(text_size=300, bos=1, eos=2, text_digest="t", codes=64, vision_digest="v")
 EOF, EOV = VISION.eof, VISION.eov
-TAGS = """html head meta title link style body a header h1 h2 h3 h4 svg rect dl dt dd section p mark span bdi nav details
-summary ol ul li main article div figure img figcaption br table thead tbody tr th td"""
+TAGS = """html head meta title link style body a header h1 h2 h3 h4 svg rect dl dt dd section p mark span bdi nav
+details summary ol ul li main article div figure img figcaption br table thead tbody tr th td"""
 VOID = {"meta", "link", "img", "br"}
 HOSTILE = (
     '" onload="alert(0)'
@@ -356,6 +356,18 @@ def test_the_picture_shows_where_the_chunks_lie():
     assert hidden == ["⟨… 4 tokens …⟩", "⟨… 52 tokens …⟩", "⟨… 34 tokens …⟩"]
 
 
+def test_a_chunk_that_is_not_shown_has_no_link_and_one_in_parts_one_name():
+    spans = [span(0, 9, "user", chunk=7), span(1, 4, "chunk", chunk=7), span(9, 20, "user", chunk=8)]
+    spans += [span(9, 19, "book"), span(10, 19, "chunk", chunk=8)]
+    runs = [run(0, [1], False), run(1, [5, 6, 7], False), run(4, [5] * 5, False), run(9, [5], False)]
+    runs += [run(10, [5], False), run(11, [5], True), frame(12, EOV), run(17, [5, 5], False), run(19, [5], False)]
+    document = check_structure(made([row([segment(1, runs, spans=spans)])]))
+    links = [n.text() for n in document.all("a") if n.text().startswith("about")]
+    assert links == ["about chunk 8, tokens 10 to 18, 10% into the context"]
+    assert "about chunk 7, tokens 1 to 3, not all of it in a context before the answer" in document.text()
+    assert len([n for n in document.all("details") if n.attributes.get("class") == "chunk"]) == 1
+
+
 def many_turns(count: int) -> tuple[dict[str, Any], dict[tuple[int, int], bytes]]:
     """A chat of so many turns, of which the one in the middle shows a picture."""
     runs, spans = [run(0, [1], False)], []
@@ -377,17 +389,22 @@ def test_many_turns_lose_their_middle_but_not_its_pictures():
     assert len(check_structure(made([made_of], pictures, full=True)).all("h4")) == 401
 
 
-KINDS = st.sampled_from(["user", "assistant", "book", "chunk", "image", HOSTILE])
-PLACES = st.integers(-1, 27)
-REFS = st.sampled_from(
-    ["", "[", '{"chunk": 8, "model": "m"}', json.dumps({"chunk": 7, "model": HOSTILE, "record": HOSTILE})]
-)
+KINDS = st.sampled_from(["user", "assistant", "book", "chunk", "chunk", HOSTILE])
+TOLD = {"chunk": 8, "model": HOSTILE, "record": HOSTILE}
+REFS = st.sampled_from(["", "[", '{"chunk": 8}', '{"chunk": 8, "model": "m"}', json.dumps(TOLD)])
 SPANS = st.lists(
-    st.builds(lambda a, b, k, r: {"start": a, "end": b, "kind": k, "ref": r}, PLACES, PLACES, KINDS, REFS), max_size=12
+    st.builds(
+        lambda start, size, kind, ref: {"start": start, "end": start + size, "kind": kind, "ref": ref},
+        st.integers(-1, 24),
+        st.integers(-1, 9),
+        KINDS,
+        REFS,
+    ),
+    max_size=12,
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(SPANS, st.booleans())
 def test_any_spans_make_a_page(spans, full):
     """Runs of one token each, as `row_detail` cuts them at any span's edges."""
@@ -408,13 +425,13 @@ def test_hostile_text_is_text():
     shown = visible(HOSTILE)
     assert "\\x00\\x1b[2J\\u202egnp\\u2066\\ud800\\ufeff" in shown
     assert document.one("title").text() == shown
-    assert document.one("main").text().count(shown) == 2 * 6 + 2
+    assert document.one("main").text().count(shown) == 2 * 6 + 2 + 3
     alts = [n.attributes["alt"] for n in document.all("img")]
-    assert len(alts) == 3 and all(alt.endswith(f"tokens of {visible(elided(HOSTILE, 100))}") for alt in alts)
+    assert len(alts) == 4 and all(alt.endswith(f"tokens of {visible(elided(HOSTILE, 100))}") for alt in alts[:3])
     assert len(document.all()) == len(check_structure(hostile_page("words")).all())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.text(st.characters(), min_size=1, max_size=30))
 def test_any_text_comes_back_as_it_was(text):
     document = check_structure(hostile_page(text))
@@ -531,7 +548,7 @@ def test_a_browser_lays_it_out_for_phones_and_keyboards(browser, tmp_path, width
     found = probed(browser, tmp_path, hostile_page(HOSTILE), width, scheme)
     assert width - 20 <= found["width"] <= width and found["scroll"] == found["width"] and found["wide"] == []
     assert found["contrast"] >= 4.5 and (found["ground"] < 0.1) == dark
-    assert found["drawn"] == [16] * 3
+    assert found["drawn"] == [16] * 4
     assert found["outlined"] == found["stops"] >= 8 and found["small"] == 0
     assert found["skip"][0] < 0 <= found["skip"][1]
 

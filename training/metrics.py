@@ -1,8 +1,8 @@
 """The run's diary: one JSON object a line, safe to append to after a kill.
 
 Step lines have `step, loss, tokens, tokens_per_second, lr, gradient_norm`, where `step` counts from 1, `loss` is of the
-step's batch before its update in nats, and `tokens` leaves padding out; of a mixture also `rows_by_set, tokens_by_set`, in
-the config's order. Evaluation lines have `step, held_out_loss`.
+step's batch before its update in nats, and `tokens` leaves padding out; of a mixture also `rows_by_set` and
+`tokens_by_set`, in the config's order. Evaluation lines have `step, held_out_loss`.
 """
 
 import json

@@ -91,11 +91,12 @@ class _Window:
         return len(self.data) - self.place
 
     def more(self) -> bool:
-        """Read on, as much again as is held. False at the file's end."""
-        block = b"" if self.ended else self.file.read(max(BLOCK, self.left))
-        self.data, self.first, self.place = self.data[self.place :] + block, self.offset, 0
-        self.ended = not block
-        return not self.ended
+        """Read on, as much again as is held. False at the file's end, where places in the data stay as they are."""
+        if not self.ended and (block := self.file.read(max(BLOCK, self.left))):
+            self.data, self.first, self.place = self.data[self.place :] + block, self.offset, 0
+            return True
+        self.ended = True
+        return False
 
     def skip(self, pattern: re.Pattern[bytes]) -> bool:
         """Go behind all that matches. False at the file's end."""
@@ -130,7 +131,7 @@ def _nested(window: _Window, most: int) -> Line:
 
     An array of objects is entered: it is another file's, or a bracket too many, and would hide all that follows.
     """
-    while window.left < 2 * NEAR and window.more():
+    while window.byte == b"[" and window.left < 2 * NEAR and window.more():
         continue
     if ENTERED.match(window.data, window.place):
         window.place += 1

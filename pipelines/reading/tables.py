@@ -71,7 +71,7 @@ def row_bytes(source: Source) -> int:
     """Return how long a line may be, or an element of an array."""
     if isinstance(source, TextSource):
         return source.record_bytes
-    return min(source.record_bytes, CHAT_BYTES if isinstance(source, ChatSource) else ROW_BYTES)
+    return CHAT_BYTES if isinstance(source, ChatSource) else min(source.record_bytes, ROW_BYTES)
 
 
 def _json_rows(source: Source, part: Part) -> Iterator[Row | BadRecord]:

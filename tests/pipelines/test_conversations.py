@@ -200,6 +200,16 @@ def test_hugging_face(tmp_path: Path) -> None:
     assert [spelled(chat) for chat in read(tmp_path / "b.parquet")] == ["U: x|<image:one> / A: y", "U: x / A: y"]
 
 
+def test_paths_that_hugging_face_stores_are_names_too(tmp_path: Path) -> None:
+    (tmp_path / "b.png").touch()
+    paths = ("b", "https://a.example/1")
+    rows = [asked("x", "y", image={"bytes": None, "path": path}) for path in paths]
+    expected = ["U: x|<image:b.png> / A: y", "U: x|<image:https://a.example/1> / A: y"]
+    assert [spelled(chat, tmp_path) for chat in read(write(tmp_path / "a.parquet", rows))] == expected
+    many = asked("x", "y", images=["1.jpg", "2.jpg"], of="c")
+    assert told([many], tmp_path, media="{of}/{images}") == ["U: x|<image:c/1.jpg>|<image:c/2.jpg> / A: y"]
+
+
 def test_shapes_may_stand_side_by_side(tmp_path: Path) -> None:
     rows = [ULTRACHAT[1], asked("x", "y"), messages(("user", "v"), ("assistant", "w"))]
     expected = ["U: Who? / A: Me.", "U: x / A: y", "U: v / A: w"]
@@ -346,13 +356,14 @@ def test_what_a_user_need_not_mend_is_dropped(tmp_path: Path) -> None:
 
 def test_media_in_rows_are_capped(tmp_path: Path) -> None:
     data = "data:image/png;base64," + base64.b64encode(b"x" * 99).decode()
-    pair = {"type": "image_url", "image_url": {"url": data}}
-    rows = [asked("x", "y", image=data), messages(("user", [pair]), ("assistant", "y"))]
+    pair = [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": data}}]
+    rows = [asked("x", "y", image=data), messages(("user", pair), ("assistant", "y"))]
     write(tmp_path / "b.parquet", [asked("x", "y", image=b"x" * 99)])
-    for most, wanted in ((98, "(too large)"), (500, "99")):
+    write(tmp_path / "a.jsonl", rows)
+    for most in (10, 98, 99):
         cap = {"record_bytes": most}
-        for found in read(write(tmp_path / "a.jsonl", rows), **cap) + read(tmp_path / "b.parquet", **cap):
-            assert spelled(found) == wanted if isinstance(found, BadRecord) else len(found.media[0].media.data) == 99
+        for found in read(tmp_path / "a.jsonl", **cap) + read(tmp_path / "b.parquet", **cap):
+            assert spelled(found) == ("(too large)" if most < 99 else f"U: x|<image:{'x' * 99}> / A: y")
 
 
 def test_clips_in_rows_are_handed_out_or_removed(tmp_path: Path) -> None:
@@ -444,9 +455,18 @@ def test_a_picture_that_is_replaced_changes_the_version_of_its_part(tmp_path: Pa
 
 
 def test_chats_without_files_have_no_versions(tmp_path: Path) -> None:
-    for name, rows in (("a.json", ULTRACHAT), ("b.jsonl", [GOOD]), ("c.parquet", [asked("x", "y", image=b"x")])):
+    links = [asked("x", "y", image="https://a.example/1.jpg"), asked("x", "y", image=f"data:image/png;base64,{PNG}")]
+    bytes_in = [asked("x", "y", image=b"x")]
+    for name, rows in (("a.json", ULTRACHAT), ("b.jsonl", [GOOD, *links]), ("c.parquet", bytes_in)):
         made = source(write(tmp_path / name, rows))
         assert [named_versions(made, part) for part, _ in list_parts(made)] == [""]
+
+
+def test_ultrachat_is_not_read_for_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = source(write(tmp_path / "a.jsonl", ULTRACHAT))
+    ((part, _),) = list_parts(made)
+    monkeypatch.delattr("worldloom.pipelines.conversations.read_rows")
+    assert named_versions(made, part) == ""
 
 
 # --- plans

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ from worldloom.pipelines.reading import json_arrays as subject
 from worldloom.pipelines.reading.json_arrays import read_elements
 from worldloom.pipelines.reading.lines import Line
 from worldloom.pipelines.reading.listing import list_parts
-from worldloom.pipelines.reading.tables import Row, read_rows
+from worldloom.pipelines.reading.tables import Row, read_rows, rows_at_once
 from worldloom.pipelines.records import BadRecord
 from worldloom.pipelines.units import Part
 from worldloom.sources import ChatSource
@@ -164,6 +165,26 @@ def test_a_file_that_is_cut_is_read_up_to_there(place: int) -> None:
         json.loads(last.data)
 
 
+def test_a_bracket_that_does_not_match_ends_what_is_broken() -> None:
+    assert elements(b'[{"a":[1}]') == [Line(1, b'{"a":[1')]
+    assert elements(b'[{"a":1}{"a":2]') == [Line(1, b'{"a":1}'), Line(8, b'{"a":2')]
+
+
+def test_the_next_element_is_found_across_blocks(block: Callable[[int], None]) -> None:
+    block(16)
+    for width in range(40):
+        assert elements(b'[{"a": "x"y' + b" " * width + b'}, { "bcdefgh" : 1}]')[-1].data == b'{ "bcdefgh" : 1}'
+
+
+def test_what_stands_in_a_broken_element_is_not_read_for_another() -> None:
+    written = json.dumps(rows(3)).encode()
+    place = written.index(b"A {cat}", written.index(b'"id": "1"'))
+    found = elements(written[:place] + b'"' + written[place:])
+    assert [json.loads(line.data) for line in (found[0], found[2])] == [rows(3)[0], rows(3)[2]] and len(found) == 3
+    later = elements(b'[{"id": "1", "c": [{"from": "x"y}, {"from": 1}]}' + b" " * 2**17 + b', {"from": 2}]')
+    assert later[-1].data == b'{"from": 2}' and len(later) == 2
+
+
 def test_an_empty_file_has_no_elements() -> None:
     assert [elements(data) for data in (b"", b" \n", b"\xef\xbb\xbf", b"[]", b" [ ] ")] == [[]] * 5
     assert elements(b"[") == [Line(1, b"")]
@@ -231,6 +252,15 @@ def test_no_byte_is_looked_at_again_and_again(bomb: bytes, monkeypatch: pytest.M
     for _ in read_elements(io.BytesIO(bomb), 0, -1, 2**14):
         pass
     assert looked <= 8 * len(bomb) + 2**16
+
+
+def test_a_long_element_is_not_begun_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = []
+    end_of = subject._end_of
+    monkeypatch.setattr(subject, "_end_of", lambda data, *more: tries.append(len(data)) or end_of(data, *more))
+    monkeypatch.setattr(subject, "BLOCK", 2**10)
+    assert len(elements(b'[{"a":"' + b"x" * 2**19 + b'"}]')) == 1
+    assert sum(tries) < 2**22
 
 
 def test_memory_is_bounded_by_the_longest_element() -> None:
@@ -315,10 +345,10 @@ def test_a_compressed_array_is_one_part(tmp_path: Path, suffix: str, pack: Calla
     assert told(read(path)) == CHATS
 
 
-def test_what_is_wrong_with_an_array_is_said(tmp_path: Path) -> None:
-    def found(data: bytes, **more: Any) -> list[Any]:
+def test_what_is_wrong_with_an_array_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(data: bytes) -> list[Any]:
         (tmp_path / "a.json").write_bytes(data)
-        return told(read(tmp_path / "a.json", **more))
+        return told(read(tmp_path / "a.json"))
 
     one, two = {"data": ["q", "a"]}, b'{"data":["q","a"]}'
     assert found(b"[%b,%b]" % (two, two)) == [one, one]
@@ -327,11 +357,31 @@ def test_what_is_wrong_with_an_array_is_said(tmp_path: Path) -> None:
     assert found(b"") == found(b"\n") == found(b"[]") == ["empty"]
     assert found(b"[%b, 5, [], null, x, %b]" % (two, two)) == [one, *["no row"] * 3, "not JSON", one]
     assert found(b'[%b, {"data": ["\xff"]}]' % two) == [one, "not UTF-8"]
-    assert found(b'[%b, {"data": ["%b"]}, %b]' % (two, b"x" * 99, two), record_bytes=60) == [one, "too large", one]
     assert found(b'[%b, {"data": %b%b}]' % (two, b"[" * 99_999, b"]" * 99_999)) == [one, "not JSON"]
     assert found(b'[{"data": 1, "data": ["q", "a"], "n": 1e999}]') == [{**one, "n": float("inf")}]
     assert found(two) == [one]
     assert found(b"[%b]\n[%b]" % (two, two)) == [one, "not JSON", "not JSON", one]
+    monkeypatch.setattr("worldloom.pipelines.reading.tables.CHAT_BYTES", 60)
+    assert found(b'[%b, {"data": ["%b"]}, %b]' % (two, b"x" * 99, two)) == [one, "too large", one]
+    (tmp_path / "a.json").write_bytes(b"[%b," % two)
+    (_, end) = read(tmp_path / "a.json")
+    assert isinstance(end, BadRecord) and end.error == "the file ends before its array does"
+
+
+@pytest.mark.parametrize("unit", [1, 50, 300])
+def test_a_damaged_array_is_cut_where_its_rows_can_be_read(tmp_path: Path, unit: int) -> None:
+    parts = json.dumps(CHATS).split("}, {")
+    parts[7], parts[20], parts[31] = parts[7][:-3], f"}}, 5, x, [{{ {parts[20]}", parts[31] + "}], ["
+    (tmp_path / "a.json").write_text("}, {".join(parts))
+    whole = read(tmp_path / "a.json")
+    assert read(tmp_path / "a.json", unit_bytes=unit) == whole
+    assert sum(isinstance(row, Row) for row in whole) > 45 and sum(isinstance(row, BadRecord) for row in whole) > 4
+
+
+def test_rows_with_media_are_decoded_one_at_once(tmp_path: Path) -> None:
+    made, inner = source(tmp_path), pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    turns = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    assert [rows_at_once(made, [pa.string(), kind]) for kind in (turns, inner, pa.list_(inner))] == [64, 1, 1]
 
 
 def test_a_part_of_bytes_that_were_gone_is_no_crash(tmp_path: Path) -> None:
