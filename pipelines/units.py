@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 class Part(NamedTuple):
     """A range of one file.
 
-    `start` and `end` are bytes of a JSONL, CSV or TSV file, row groups of a parquet file of books and rows of one of
-    media, rows of a Hugging Face dataset; `end` -1 is the file's end. `size` and `version` are the file's; the version
-    of a picture or clip takes in that of the caption beside it.
+    `start` and `end` are bytes of a JSON, JSONL, CSV or TSV file, row groups of a parquet file of books and rows of one
+    of media or chats, rows of a Hugging Face dataset; `end` -1 is the file's end. `size` and `version` are the file's;
+    the version of a picture or clip takes in that of the caption beside it.
     """
 
     id: str

@@ -20,7 +20,7 @@ import pytest
 import yaml
 from worldloom.packing.dataset import open_dataset
 from worldloom.packing.report import read_rejects, read_report
-from worldloom.pipelines import pictured
+from worldloom.pipelines import to_codes
 from worldloom.pipelines.build import describe_examples
 from worldloom.pipelines.fetching.fetch import Fetcher
 from worldloom.pipelines.job import finish, run_in_memory
@@ -111,7 +111,7 @@ def rerouted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def open_socket(info: Any) -> socket.socket:
         return Rerouted(socket.AF_INET, socket.SOCK_STREAM)
 
-    monkeypatch.setattr(pictured, "Fetcher", partial(Fetcher, look_up=look_up, open_socket=open_socket))
+    monkeypatch.setattr(to_codes, "Fetcher", partial(Fetcher, look_up=look_up, open_socket=open_socket))
     yield
     server.shutdown()
     thread.join()
