@@ -59,6 +59,7 @@ EXTRAS = {
     "datasets": "build",
     "openai": "build",
     "py3langid": "build",
+    "re2": "build",
     "jax": "train",
     "optax": "train",
     "orbax": "train",

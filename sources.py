@@ -257,6 +257,20 @@ class ChatColumns(Section):
     id: str | None = Field(None, description="a column that names the record; by default file and place do")
 
 
+def compiled(pattern: str) -> Any:
+    """Compile a regular expression for a search in linear time, whatever the pattern and the text.
+
+    Raises:
+      ImportError: if the extra `build` is not installed.
+      re2.error: if RE2 does not know the pattern: it has no lookaround and no back references.
+    """
+    import re2
+
+    options = re2.Options()
+    options.log_errors = False
+    return re2.compile(pattern, options)
+
+
 class ChatFilters(Section):
     """What is kept of a source of chats. What is left out filters nothing; a turn is a question and its answer."""
 
@@ -266,9 +280,11 @@ class ChatFilters(Section):
     max_answer_tokens: int | None = Field(None, ge=1)
     min_tokens: int | None = Field(None, ge=1, description="of the whole example, its frames included")
     max_tokens: int | None = Field(None, ge=1)
-    languages: list[str] = Field([], description="languages of the text that are kept, as ISO 639-1 codes: [en, de]")
+    languages: list[Annotated[str, Field(pattern="^[a-z]{2}$")]] = Field(
+        [], description="languages of the text that are kept, as ISO 639-1 codes: [en, de]"
+    )
     refusals: Literal["keep", "drop"] = Field("keep", description="answers that are a refusal, or an AI's boilerplate")
-    patterns: list[str] = Field([], description="regular expressions; what an answer must not match")
+    patterns: list[str] = Field([], description="regular expressions (RE2's) that no answer may match")
     min_side: int = Field(256, ge=1, description="shorter side of every picture and clip in pixels, at the least")
     equals: dict[str, Scalar] = Field({}, description="columns and the values that they must have")
 
@@ -277,9 +293,11 @@ class ChatFilters(Section):
     def _compile(cls, patterns: list[str]) -> list[str]:
         for pattern in patterns:
             try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+                compiled(pattern)
+            except ImportError as error:
+                raise ValueError(f"patterns need google-re2: pip install 'worldloom[build]' ({error})") from None
+            except Exception as error:  # re2.error, of a module that may be missing
+                raise ValueError(f"{pattern!r} is no regular expression that RE2 knows: {error}") from None
         return patterns
 
     @model_validator(mode="after")

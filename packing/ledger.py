@@ -7,6 +7,7 @@ from typing import Any
 from ..errors import RunFailed
 
 KEPT, DROPPED, FAILED = "kept", "dropped", "failed"
+NO_REPLY = "no reply"  # the reason of a failure that is the server's, not the record's
 
 
 @dataclass
@@ -99,8 +100,10 @@ def check_failures(ledger: Ledger, limit: float) -> None:
     if ledger.failure_rate > limit:
         failures = {k.removeprefix("failed: "): n for k, n in ledger.reasons.items() if k.startswith(FAILED)}
         worst = ", ".join(f"{r} ({n})" for r, n in sorted(failures.items(), key=lambda item: (-item[1], item[0]))[:3])
+        remedy = "mend the input or raise limits.failed and build again: finished units are kept"
+        if NO_REPLY in failures:
+            remedy = "look after the server and call the same command again: what has no reply is asked again"
         raise RunFailed(
             f"{ledger.failed} of {ledger.read} records failed, {ledger.failure_rate:.1%}, and limits.failed allows "
-            f"{limit:.1%}: mostly {worst}. They are listed in rejects/; mend the input or raise limits.failed "
-            "and build again: finished units are kept"
+            f"{limit:.1%}: mostly {worst}. They are listed in rejects/; {remedy}"
         )

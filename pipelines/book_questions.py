@@ -89,9 +89,10 @@ def of_book(
     sizes = [len(chunk) for chunk in chunks(book.ids, source.chunk)]
     first, room = 0, source.length - head_tokens(source, tokenizer)
     while first < len(sizes):
-        count = fitting(sizes[first:], first, drawn, costs, source, room)
+        about = [q for q in drawn if first <= q.chunk < first + room // source.chunk]
+        count = fitting(sizes[first:], first, about, costs, source, room)
         low = first * source.chunk
-        chosen = choose(drawn, costs, first, count, sum(sizes[first : first + count]), source)
+        chosen = choose(about, costs, first, count, sum(sizes[first : first + count]), source)
         yield Passage(found, book, book.ids[low : low + count * source.chunk], first, chosen)
         first += count
 
@@ -127,10 +128,9 @@ def fitting(
     count = max(1, sum(end <= room for end in ends))
     while count > 1:
         chosen = choose(drawn, costs, first, count, ends[count - 1], source)
-        over = ends[count - 1] + sum(sum(costs[q.chunk]) for q in chosen) - room
-        if over <= 0:
+        if ends[count - 1] + sum(sum(costs[q.chunk]) for q in chosen) <= room:
             break
-        count = max(1, count - max(1, over // source.chunk))
+        count -= 1
     return count
 
 
@@ -179,7 +179,7 @@ def content_hash(ids: np.ndarray) -> bytes:
 
 def laid_out(passage: Passage, source: BookQuestionsSource) -> list[Line]:
     """Write a passage and its questions as lines of a chat: the passage stands before the first question."""
-    told = {"record": passage.found.record, "content": passage.book.exact.hex()}
+    told = {"record": passage.found.record, "content": passage.book.content}
     if url := url_of(passage.found):
         told["url"] = url
     parts = []

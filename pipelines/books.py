@@ -42,10 +42,11 @@ def texts(paths: list[str]) -> Iterator[str]:
 
 
 class Admitted(NamedTuple):
-    """A text that goes on to the tokenizer, and its content's hash."""
+    """A text that goes on to the tokenizer, its content's hash, and what tells the book: see `book_content`."""
 
     text: str
     exact: bytes
+    content: str
 
 
 def examine(found: Found, source: TextSource, seed: int, denied: frozenset[str]) -> Admitted | Reject:
@@ -71,7 +72,17 @@ def examine(found: Found, source: TextSource, seed: int, denied: frozenset[str])
         return reject(found, source, "filter", DROPPED, "empty", "", exact)
     if (nul := text.find("\0")) >= 0:
         return reject(found, source, "read", FAILED, "NUL byte", f"at character {nul}", exact)
-    return Admitted(text, exact)
+    return Admitted(text, exact, book_content(found.text, text, exact))
+
+
+def book_content(whole: str, text: str, exact: bytes) -> str:
+    """Return what tells a book however it is read: 32 hexadecimal digits, of the whole file with plain line ends.
+
+    Args:
+      text: what is tokenized of it; `exact` is its hash, which will do where that is the whole.
+    """
+    plain = whole.replace("\r\n", "\n") if "\r\n" in whole else whole
+    return exact.hex() if plain == text else content_hash(plain).hex()
 
 
 def content_hash(text: str) -> bytes:
@@ -84,10 +95,11 @@ def content_hash(text: str) -> bytes:
 
 
 class Encoded(NamedTuple):
-    """A text that is kept, its ids without BOS and EOS, and its content's hash."""
+    """A text that is kept, its ids without BOS and EOS, its content's hash, and what tells the book."""
 
     ids: np.ndarray
     exact: bytes
+    content: str
 
 
 def encode(recipe: Recipe, source: TextSource, found: Found, denied: frozenset[str]) -> Encoded | Reject:
@@ -98,7 +110,7 @@ def encode(recipe: Recipe, source: TextSource, found: Found, denied: frozenset[s
     ids = text_tokenizer(recipe.vocabulary.text).encode(admitted.text)
     if reason := judge_length(len(ids), source):
         return reject(found, source, "filter", DROPPED, reason, f"{len(ids)} tokens", admitted.exact)
-    return Encoded(ids, admitted.exact)
+    return Encoded(ids, admitted.exact, admitted.content)
 
 
 def row(recipe: Recipe, source: BooksSource, found: Found, denied: frozenset[str]) -> Row | Reject:
@@ -106,10 +118,12 @@ def row(recipe: Recipe, source: BooksSource, found: Found, denied: frozenset[str
     encoded = encode(recipe, source, found, denied)
     if isinstance(encoded, Reject):
         return encoded
-    ids, exact = encoded
+    ids, exact, content = encoded
     vocabulary = vocabulary_of(recipe.vocabulary)
     near = signature(ids) if recipe.duplicates == "near" else np.empty(0, np.uint64)
-    return example_row(render(ids, source.name, found.record, url_of(found), vocabulary), vocabulary, exact, near)
+    told = {"content": content} if content != exact.hex() else {}
+    told |= {"url": url} if (url := url_of(found)) else {}
+    return example_row(render(ids, source.name, found.record, told, vocabulary), vocabulary, exact, near)
 
 
 def judge_length(tokens: int, source: TextSource) -> str:
@@ -124,10 +138,10 @@ def judge_length(tokens: int, source: TextSource) -> str:
     return ""
 
 
-def render(ids: np.ndarray, source: str, record: str, url: str, vocabulary: Vocabulary) -> Example:
-    """Make a text an example: BOS, which is never trained, the text, EOS. Its URL, if any, goes along as a span."""
+def render(ids: np.ndarray, source: str, record: str, told: dict[str, str], vocabulary: Vocabulary) -> Example:
+    """Make a text an example: BOS, which is never trained, the text, EOS. What is told of it goes along as a span."""
     draft = Draft(vocabulary)
     draft.add([vocabulary.bos], trained=False)
-    draft.add(ids, trained=True, kind="document" if url else "", ref=json.dumps({"url": url}) if url else "")
+    draft.add(ids, trained=True, kind="document" if told else "", ref=json.dumps(told) if told else "")
     draft.add([vocabulary.eos], trained=True)
     return draft.example(TEXT, source, record)

@@ -8,8 +8,9 @@ import yaml
 
 from ..errors import UserError
 from ..packing.dataset import Dataset
+from ..packing.ledger import FAILED, NO_REPLY
 from ..packing.manifest import MANIFEST, read_manifest, sweep_drafts
-from ..packing.report import UNITS
+from ..packing.report import UNITS, finished_units, read_report, report_name
 from ..packing.storage import Folder
 from ..recipe import PackSection, Recipe
 from ..sources import BookQuestionsSource, Source
@@ -60,6 +61,7 @@ def questions(recipe: Recipe, out: str, flags: list[str], workers: int) -> dict[
         raise UserError("no source of this recipe is of kind book-questions, so there is nothing to ask")
     check(made)
     claim(folder, recipe, made.vocabulary.fingerprint)
+    forget_unanswered(Folder(made.url))
     return ask(recipe, folder, flags, workers)[QUESTIONS]
 
 
@@ -68,11 +70,22 @@ def ask(recipe: Recipe, folder: Folder, flags: list[str], workers: int) -> dict[
     job = TokenizeJob(recipe, folder.sub(QUESTIONS).url, replies=folder.sub(REPLIES).url)
     if not job.parts():
         return {}
+    if not job.folder.exists(MANIFEST):
+        forget_unanswered(job.folder)
     described = {**describe_examples(job), "duplicates": "none"}
     made = run(job, "questions", described, recipe.limits.failed, flags, workers)
     if (replies := Folder(job.replies)).local:  # elsewhere a file is there whole or not at all
         sweep_drafts(replies)
     return {QUESTIONS: made}
+
+
+def forget_unanswered(folder: Folder) -> None:
+    """Take back the units with chunks that a language model gave no reply about, so that those are asked again."""
+    for name in list(finished_units(folder)) if folder.exists(UNITS) else ():
+        report = read_report(folder, name)
+        if report and f"{FAILED}: {NO_REPLY}" in report.ledger.reasons:
+            folder.remove(MANIFEST)
+            folder.remove(report_name(name))
 
 
 def pack(examples: str, out: str, section: PackSection, flags: list[str], workers: int) -> dict[str, Any]:

@@ -4,11 +4,12 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 from ..packing.example import Example
 from ..packing.ledger import DROPPED
 from ..packing.report import Reject
-from ..sources import ChatSource
+from ..sources import ChatSource, compiled
 from .admission import denied_by, judge_record, reject
 from .chat_layout import ASSISTANT, USER
 from .media import Unfit
@@ -75,15 +76,13 @@ def faults(chat: Chat, source: ChatSource) -> Iterator[tuple[str, str]]:
         yield "other language", language
 
 
-def _matches(reason: str, pattern: re.Pattern[str], answers: list[str]) -> Iterator[tuple[str, str]]:
+def _matches(reason: str, pattern: Any, answers: list[str]) -> Iterator[tuple[str, str]]:
     found = next((match for answer in answers if (match := pattern.search(answer))), None)
     if found:
         yield reason, found[0][:80]
 
 
-@lru_cache(maxsize=64)
-def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern)
+_compiled = lru_cache(maxsize=64)(compiled)
 
 
 def language_of(chat: Chat) -> str:

@@ -43,11 +43,12 @@ Said = str | Frames | Context
 
 
 class Line(NamedTuple):
-    """What one side says, its words and pictures in order, and what the span of it tells."""
+    """What one side says, its words and pictures in order, what the span of it tells, and is an answer trained?"""
 
     role: str
     said: Sequence[Said]
     told: dict[str, Any] | None = None
+    trained: bool = True
 
 
 def render(
@@ -62,22 +63,29 @@ def render(
     """Lay a chat out: BOS, then prompts, and answers that each end with EOS; a system line takes the template's place.
 
     Spans: `user` is a whole prompt, from BOS or the answer before to the token before its answer; `assistant` is an
-    answer with its EOS; pictures lie in them.
+    answer with its EOS; pictures lie in them. An answer that is not trained is part of the next one's prompt.
     """
     draft, marks = Draft(vocabulary), Marks.of(tokenizer)
     draft.add([vocabulary.bos], trained=False)
-    head, start = template.system, 0
+    head, start, asked = template.system, 0, None
     for line in lines:
         if line.role == SYSTEM:
             head = " ".join(part.strip() for part in line.said if isinstance(part, str))
             continue
-        answer = line.role == ASSISTANT
-        for piece in answered(line.said) if answer else prompted(line.said, head, template):
-            _add(draft, piece, answer, tokenizer, marks, vocabulary)
-        if answer:
-            draft.add([vocabulary.eos], trained=True)
-        draft.span(start, line.role, json.dumps(line.told) if line.told else "")
-        head, start = "", draft.length
+        if line.role == USER:
+            for piece in prompted(line.said, head, template):
+                _add(draft, piece, False, tokenizer, marks, vocabulary)
+            head, asked = "", line.told
+            continue
+        if line.trained:
+            draft.span(start, USER, json.dumps(asked) if asked else "")
+            start = draft.length
+        for piece in answered(line.said):
+            _add(draft, piece, line.trained, tokenizer, marks, vocabulary)
+        draft.add([vocabulary.eos], line.trained)
+        if line.trained:
+            draft.span(start, ASSISTANT, json.dumps(line.told) if line.told else "")
+            start = draft.length
     return draft.example(task, source, record)
 
 

@@ -111,7 +111,7 @@ def _kept_out(chat: Chat, number: int, outcome: Pending | Reject, source: ChatSo
 def laid_out(chat: Chat, frames: list[Frames], recipe: Recipe, source: ChatSource) -> Example:
     """Write a chat out."""
     codes = iter(frames)
-    lines = [Line(turn.role, [_said(part, codes) for part in turn.parts]) for turn in chat.turns]
+    lines = [Line(turn.role, [_said(part, codes) for part in turn.parts], None, turn.trained) for turn in chat.turns]
     text, vocabulary = text_tokenizer(recipe.vocabulary.text), vocabulary_of(recipe.vocabulary)
     return render(lines, source.template, text, vocabulary, task_of(chat), source.name, chat.record)
 
@@ -129,7 +129,7 @@ def task_of(chat: Chat) -> str:
 def described(pending: Pending, source: ChatSource) -> Frames:
     """Take a picture's or clip's codes, and say of it what a reader may ask."""
     info = pending.info
-    told: dict[str, Any] = {"width": info["width"], "height": info["height"], "content": pending.hash.hexdigest()}
+    told: dict[str, Any] = {"width": info["width"], "height": info["height"], "content": pending.content}
     if pending.found.media.link:
         told["url"] = pending.found.media.link
     kind = VIDEO if isinstance(pending.found, VideoText) else IMAGE
@@ -142,10 +142,11 @@ def described(pending: Pending, source: ChatSource) -> Frames:
 def content_hash(chat: Chat, frames: list[Frames]) -> bytes:
     """Hash what is said and shown: 16 bytes; equal hashes are exact duplicates."""
     shown = iter(frames)
-    said = [
-        [turn.role, *([part.strip()] if isinstance(part, str) else next(shown).told["content"] for part in turn.parts)]
-        for turn in chat.turns
-    ]
+
+    def told(part: str | Medium) -> list[str]:
+        return ["says", part.strip()] if isinstance(part, str) else ["shows", next(shown).told["content"]]
+
+    said = [[turn.role, turn.trained, *map(told, turn.parts)] for turn in chat.turns]
     return hashlib.blake2b(json.dumps(said).encode(), digest_size=16).digest()
 
 

@@ -16,7 +16,16 @@ from typing import Any, NamedTuple
 from ..packing.ledger import DROPPED, FAILED
 from ..sources import ChatSource, template_columns
 from .media import Unfit
-from .reading.columns import CHAT_MEDIA, CONVERSATIONS, MESSAGES, ULTRACHAT, VIDEO_CHATGPT, column, shape_of
+from .reading.columns import (
+    CHAT_MEDIA,
+    CONVERSATIONS,
+    MESSAGES,
+    SYSTEM_COLUMNS,
+    ULTRACHAT,
+    VIDEO_CHATGPT,
+    column,
+    shape_of,
+)
 from .reading.damage import damage_passed_over, guarded
 from .reading.files import FORMS, form_of
 from .reading.listing import begins_with
@@ -30,6 +39,7 @@ from .units import Part
 
 FORM_OF_MEDIUM = {"image": "picture", "video": "clip"}
 KEYS = (("role", "from"), ("content", "value"))  # OpenAI's and ShareGPT's
+CALLS = ("tool_calls", "function_call")  # what an answer does beside its words, which no rendering here shows
 ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human"), "user"),
@@ -64,6 +74,7 @@ class Said:
 
     role: str
     parts: list[str | Place | Named] = field(default_factory=list)
+    trained: bool = True
 
 
 def read_part(source: ChatSource, part: Part, folder: Path | None = None) -> Iterator[Chat | BadRecord]:
@@ -128,7 +139,7 @@ def _of_row(source: ChatSource, row: Row, root: Root, folder: Path | None) -> Ch
 
     try:
         said = conversation(row.values, source.media)
-        turns = tuple(Turn(turn.role, tuple(map(obtained, turn.parts))) for turn in said)
+        turns = tuple(Turn(turn.role, tuple(map(obtained, turn.parts)), turn.trained) for turn in said)
         return Chat(row.record, row.where, turns, _others(row.values))
     except Unfit as flaw:
         for media in made:
@@ -157,8 +168,8 @@ def conversation(values: dict[str, Any], template: str | None = None) -> list[Sa
     Raises:
       Unfit: if the row is no chat, or not a whole one.
     """
-    said = _said(values)
-    if said[0].role == "system" and said[0].parts == [""]:
+    said = _with_system(values, _said(values))
+    if said[0].role == "system" and not any(part.strip() if isinstance(part, str) else part for part in said[0].parts):
         said = said[1:]
     _check_roles([turn.role for turn in said])
     named = _in_columns(values, template, said)
@@ -168,7 +179,15 @@ def conversation(values: dict[str, Any], template: str | None = None) -> list[Sa
     _set_in_places(said, named)
     for number, turn in enumerate(said):
         _check_turn(turn, number)
-    return said
+    return _up_to_trained(said)
+
+
+def _up_to_trained(said: list[Said]) -> list[Said]:
+    """Leave out what follows the last answer that is trained: nothing learns from it."""
+    last = max((n for n, turn in enumerate(said) if turn.role == "assistant" and turn.trained), default=None)
+    if last is None:
+        raise Unfit(DROPPED, "nothing to train", "all answers have weight 0")
+    return said[: last + 1]
 
 
 def _said(values: dict[str, Any]) -> list[Said]:
@@ -181,7 +200,20 @@ def _said(values: dict[str, Any]) -> list[Said]:
         raise Unfit(FAILED, "no turns", f"found {reprlib.repr(turns)} as {shape[0]}, where a list is needed")
     if shape in (MESSAGES, CONVERSATIONS):
         return [_message(turn, number) for number, turn in enumerate(turns)]
-    return [Said("assistant" if n % 2 else "user", _parts(turn, n)) for n, turn in enumerate(turns)]
+    for number, turn in enumerate(turns):
+        if not isinstance(turn, str | None):
+            raise Unfit(FAILED, "no text", f"found {reprlib.repr(turn)} in turn {number}")
+    return [Said("assistant" if n % 2 else "user", [turn or ""]) for n, turn in enumerate(turns)]
+
+
+def _with_system(values: dict[str, Any], said: list[Said]) -> list[Said]:
+    """Put a system text that stands in a column of its own before the turns."""
+    texts = [values[name] for name in SYSTEM_COLUMNS if isinstance(values.get(name), str) and values[name].strip()]
+    if not texts:
+        return said
+    if len(texts) > 1 or said[0].role == "system":
+        raise Unfit(FAILED, "two system texts", f"one is {reprlib.repr(texts[0])}")
+    return [Said("system", [texts[0]]), *said]
 
 
 def _message(message: object, number: int) -> Said:
@@ -191,7 +223,17 @@ def _message(message: object, number: int) -> Said:
     role, content = (message.get(a) if message.get(a) is not None else message.get(b) for a, b in KEYS)
     if not isinstance(role, str) or role not in ROLES:
         raise Unfit(FAILED, "unknown role", f"turn {number} is by {reprlib.repr(role)}; known are {', '.join(ROLES)}")
-    return Said(ROLES[role], _parts(content, number))
+    if calls := [key for key in CALLS if message.get(key)]:
+        raise Unfit(DROPPED, "tool calls", f"{calls[0]} in turn {number}")
+    return Said(ROLES[role], _parts(content, number), _is_trained(message, number))
+
+
+def _is_trained(message: dict[str, Any], number: int) -> bool:
+    """Read the weight that OpenAI's fine-tuning files give an answer: 0 or 1."""
+    weight = message.get("weight")
+    if weight not in (None, 0, 1):
+        raise Unfit(FAILED, "unknown weight", f"found {reprlib.repr(weight)} in turn {number}, where 0 or 1 may stand")
+    return weight is None or bool(weight)
 
 
 def _parts(content: object, number: int) -> list[str | Place | Named]:

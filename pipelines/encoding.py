@@ -19,15 +19,26 @@ BATCH = 64  # frames encoded at once; the tokenizer has a batch of its own insid
 
 @dataclass
 class Pending:
-    """A record on its way: what was learned of its frames, and their codes as they come."""
+    """A record on its way: what was learned of its frames, and their codes as they come.
+
+    Attributes:
+      file: digest of a clip's file, "" of a picture.
+      hash: of the frames that are stored.
+    """
 
     found: ImageText
+    file: str = ""
     info: dict[str, Any] = field(default_factory=dict)
     hash: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=16))
     codes: list[np.ndarray] = field(default_factory=list)
     waiting: int = 0
     whole: bool = False
     unfit: Unfit | None = None
+
+    @property
+    def content(self) -> str:
+        """What tells this picture or clip from others, however many of its frames are stored: 32 hexadecimal digits."""
+        return self.file or str(self.hash.hexdigest())
 
 
 class Piece(NamedTuple):

@@ -46,8 +46,8 @@ def finish(pending: Pending, recipe: Recipe, source: MediaSource, denied: frozen
     found, exact = pending.found, pending.hash.digest()
     if pending.unfit:
         return reject_unfit(found, source, pending.unfit, "filter" if pending.unfit.status == DROPPED else "decode")
-    if entry := denied_by(denied, exact.hex()):
-        return reject_unfit(found, source, Unfit(DROPPED, "denied", entry), "filter", exact)
+    if entry := denied_by(denied, exact.hex(), pending.content):
+        return reject_unfit(found, source, Unfit(DROPPED, "denied", entry), "filter", bytes.fromhex(entry))
     example = laid_out(pending, np.concatenate(pending.codes), recipe, source)
     return example_row(example, vocabulary_of(recipe.vocabulary), exact, np.empty(0, np.uint64))
 
@@ -81,5 +81,11 @@ def described(pending: Pending, source: MediaSource) -> dict[str, Any]:
         told["url"] = url
     if isinstance(source, VideoTextSource):
         kept = {name: pending.info[name] for name in ("start", "rate")}
-        told |= {**kept, "frames": pending.info["chosen"], "of": pending.info["total"], "sampling": source.sampling}
+        told |= {
+            "content": pending.content,
+            **kept,
+            "frames": pending.info["chosen"],
+            "of": pending.info["total"],
+            "sampling": source.sampling,
+        }
     return told

@@ -99,7 +99,7 @@ def recorded(folder: Folder, unit: str) -> Asked:
         known.setdefault(book["record"], []).append(question)
 
     def asked(found: Found, book: books.Encoded) -> Sequence[Question]:
-        if contents.get(found.record, book.exact.hex()) != book.exact.hex():
+        if contents.get(found.record, book.content) != book.content:
             raise RunFailed(f"{folder.url} has questions about another text of {found.record}: build again")
         return known.get(found.record, [])
 

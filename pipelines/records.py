@@ -71,10 +71,15 @@ class Medium(NamedTuple):
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side says: texts, pictures and clips in their order; neighbouring texts are one."""
+    """What one side says: texts, pictures and clips in their order; neighbouring texts are one.
+
+    Attributes:
+      trained: is it an answer to learn? A row may say that one of its answers is not (`"weight": 0`).
+    """
 
     role: str
     parts: tuple[str | Medium, ...]
+    trained: bool = True
 
     @property
     def text(self) -> str:

@@ -1,6 +1,7 @@
 """Pictures and clips to codes: fetched, decoded and encoded, in order and ahead of who waits for them."""
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
@@ -31,10 +32,11 @@ Other = TypeVar("Other")
 
 
 class Local(NamedTuple):
-    """A record, and its media as bytes or as a file of this machine."""
+    """A record, its media as bytes or as a file of this machine, and of a clip the digest of its whole file."""
 
     found: ImageText
     media: Media
+    content: str
 
 
 def to_codes(
@@ -75,7 +77,8 @@ def obtained(
             yield reject_unfit(item, source, answer, "fetch")
         else:
             try:
-                yield Local(item, brought(item, answer, source, folder))
+                media = brought(item, answer, source, folder)
+                yield Local(item, media, file_digest(Path(media.path)) if isinstance(item, VideoText) else "")
             except Unfit as unfit:
                 yield reject_unfit(item, source, unfit, "read")
 
@@ -95,6 +98,12 @@ def brought(item: ImageText, answer: Fetched | None, source: FileSource, folder:
         discard(media)
 
 
+def file_digest(path: Path) -> str:
+    """Digest a clip's file: what tells a clip, whichever of its frames are chosen."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
 def picture_bytes(source: FileSource) -> int:
     """Return how many bytes a picture may have."""
     return min(source.record_bytes, PICTURE_BYTES) if isinstance(source, ChatSource) else source.record_bytes
@@ -106,15 +115,14 @@ def decode(
     """Yield the frames of each record; one that is unfit ends with a piece that says so."""
 
     def request_of(item: Local | Other) -> Request | None:
-        return request(*item, source, size, seed) if isinstance(item, Local) else None
+        return request(item.found, item.media, source, size, seed) if isinstance(item, Local) else None
 
     for item, frames in decoders.decode(local, request_of):
         if not isinstance(item, Local):
             yield item
             continue
-        pending = Pending(
-            replace(item.found, media=Media(link=item.found.media.link))
-        )  # its bytes have gone to the decoder
+        found = replace(item.found, media=Media(link=item.found.media.link))  # the decoder has its bytes
+        pending = Pending(found, item.content)
         try:
             for part in frames:
                 pending.info |= part.info

@@ -240,5 +240,6 @@ def versions(recipe: Recipe, source: Source) -> dict[str, str]:
     vision = recipe.vocabulary.vision if not isinstance(source, TextSource) else None
     names = ["sentencepiece", *(DECODERS[source.kind] if vision else [])]
     names += NETWORKS if vision and vision.kind == "vqgan" else []
-    names += ["py3langid"] if isinstance(source, ChatSource) and source.filters.languages else []
+    if isinstance(source, ChatSource):
+        names += ["py3langid"] * bool(source.filters.languages) + ["google-re2"] * bool(source.filters.patterns)
     return {"worldloom": __version__, **{name: version(name) for name in names}}

@@ -97,7 +97,7 @@ def build_book(row: str, folder: Path, llama_model: Path, name: str) -> Row:
     book = json.loads(row)
     source = {"name": name, "kind": "book-questions", "path": "p", "chunk": 16}
     made = Recipe.model_validate({"vocabulary": {"text": str(llama_model)}, "sources": [source]})
-    encoded = books.Encoded(text_tokenizer(str(llama_model)).encode(book["text"]), b"\0" * 16)
+    encoded = books.Encoded(text_tokenizer(str(llama_model)).encode(book["text"]), b"\0" * 16, "0" * 32)
     asked = [Question(0, question, answer, {}) for question, answer in book["questions"]]
     passage = Passage(TextDocument("b", "w", book["text"]), encoded, encoded.ids, 0, asked)
     found = book_questions.row(made, made.sources[0], passage)  # type: ignore[arg-type]

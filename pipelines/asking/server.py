@@ -9,7 +9,8 @@ import httpx2
 import openai
 from pydantic import BaseModel, Field
 
-from ...errors import UserError
+from ...errors import RunFailed, UserError
+from ...packing.ledger import FAILED, NO_REPLY
 from ...sources import QuestionsSection
 from ..media import Unfit
 from .outcome import Usage
@@ -134,7 +135,7 @@ class Server:
             http_client=_Client(section, turns),
         )
         self._healthy = False  # has it replied since it last did not?
-        self._verdict = ""
+        self._verdict: UserError | None = None
         self._judging = asyncio.Lock()
 
     async def __aenter__(self) -> "Server":
@@ -167,7 +168,7 @@ class Server:
             reply = await self._send(request)
         except (openai.APIError, Unreached) as error:
             await self._judge(error)
-            raise Unfit("failed", "no reply", self._said(error)) from None
+            raise Unfit(FAILED, NO_REPLY, self._said(error)) from None
         self._healthy = True
         return reply
 
@@ -182,7 +183,7 @@ class Server:
         very first, a harmless one must succeed.
 
         Raises:
-          UserError: where the server is to blame, or what it was told.
+          UserError: where the server is to blame (then a RunFailed), or what it was told.
         """
         async with self._judging:
             if not self._verdict and _is_final(error):
@@ -196,7 +197,7 @@ class Server:
             else:
                 self._healthy = False
             if self._verdict:
-                raise UserError(self._verdict)
+                raise type(self._verdict)(str(self._verdict))
 
     def _said(self, error: openai.OpenAIError) -> str:
         """Tell what went wrong, without the key, whatever the server says."""
@@ -207,8 +208,12 @@ class Server:
             text = _shown(str(error.__cause__ or error)) or type(error.__cause__).__name__
         return text.replace(self._key, "[key]") if self._key else text
 
-    def _remedy(self, error: openai.OpenAIError) -> str:
+    def _remedy(self, error: openai.OpenAIError) -> UserError:
         """Say in a sentence what a server makes of all requests, and what may be done."""
+        refused = isinstance(error, openai.APIStatusError) and error.status_code < 500 and error.status_code != 429
+        return (UserError if refused else RunFailed)(self._sentence(error))
+
+    def _sentence(self, error: openai.OpenAIError) -> str:
         found = f"The server at {self._place} gives no reply: {self._said(error)}"
         if isinstance(error, openai.APIStatusError):
             return f"{found}; {_mend(self._section, error.status_code, bool(self._key))}."

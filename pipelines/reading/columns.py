@@ -22,6 +22,7 @@ WEBVID = ("{page_dir}/{videoid}.mp4", "{videoid}.mp4")  # as video2dataset and a
 # UltraChat; ShareGPT4V, LLaVA and Valley; UltraChat; Video-ChatGPT.
 MESSAGES, CONVERSATIONS, ULTRACHAT, VIDEO_CHATGPT = ("messages",), ("conversations",), ("data",), ("q", "a", "video_id")
 SHAPES = (MESSAGES, CONVERSATIONS, ULTRACHAT, VIDEO_CHATGPT)
+SYSTEM_COLUMNS = ("system", "system_prompt")
 CHAT_MEDIA = {"image": ("image", "images"), "video": ("video", "videos")}
 
 
@@ -131,7 +132,7 @@ def selected(source: Source, names: list[str]) -> list[str]:
     urls = [name for name in names if name.lower() == "url"]  # a deny list may name them
     wanted = [*_read_columns(source, names), *urls]
     if isinstance(source, ChatSource):
-        known = {"source", *sum(SHAPES, ()), *sum(CHAT_MEDIA.values(), ())}
+        known = {"source", *SYSTEM_COLUMNS, *sum(SHAPES, ()), *sum(CHAT_MEDIA.values(), ())}
         wanted += known & set(names)
     return sorted({name if name in names else name.split(".")[0] for name in wanted})
 

@@ -135,6 +135,19 @@ def test_a_chat_s_own_system_text_takes_the_template_s_place(rendered) -> None:
     holds(found, (prompt, False), ([9184, 29889, EOS], True))
 
 
+def test_an_answer_that_is_not_trained_is_part_of_a_prompt(rendered) -> None:
+    said = [
+        Line(USER, ["Hi"]),
+        Line(ASSISTANT, ["Rome."], None, False),
+        Line(USER, ["Who came?"]),
+        Line(ASSISTANT, ["Ann."]),
+    ]
+    found = rendered(*said)
+    prompt = [BOS, *HEAD, 6324, *TAIL, 9184, 29889, EOS, 3148, 1001, 29901, 11644, 2996, 29973, *TAIL]
+    holds(found, (prompt, False), ([8081, 29889, EOS], True))
+    assert spans(found) == [(0, len(prompt), USER), (len(prompt), len(prompt) + 3, ASSISTANT)]
+
+
 def test_a_context_keeps_its_ids(rendered) -> None:
     """The ids of a book are not encoded again, wherever its chunks are cut."""
     parts = [Ids(np.array(ids), "chunk", {"chunk": n}) for n, ids in enumerate([[7, 8, 9], [10]])]

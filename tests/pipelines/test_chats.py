@@ -228,3 +228,25 @@ def test_a_file_that_many_chats_show_is_decoded_once(
             assert found.segments == again.segments == alone.segments
         else:
             assert found == again == alone
+
+
+def test_a_clip_is_one_content_whichever_of_its_frames_are_chosen(
+    small_model: Path, codebook: Path, tmp_path: Path
+) -> None:
+    """The split goes by it: chats that draw windows of their own, and others, must be on one side."""
+    av = pytest.importorskip("av", reason="SKIPPED FOR LACK OF PYAV: pip install 'worldloom[vision]'")
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=4, options={"threads": "1"})
+        stream.width = stream.height = SIZE
+        stream.pix_fmt = "yuv420p"
+        for i in range(40):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((SIZE, SIZE, 3), 6 * i, np.uint8))))
+        container.mux(stream.encode())
+    told = []
+    for more in ({"sampling": "window", "frames": 4}, {"sampling": "uniform", "frames": 9}):
+        recipe = recipe_of(small_model, codebook, **more)
+        found = done(recipe, [chat(n, (HI, Medium("video", Media(path=str(path)))), ANSWER) for n in range(6)])
+        told += [json.loads(s.ref) for row in found for s in row.segments[0].spans if s.kind == "video"]  # type: ignore[union-attr]
+    assert len({t["start"] for t in told}) > 3
+    assert {t["content"] for t in told} == {hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()}

@@ -272,7 +272,40 @@ def test_a_place_without_media_is_missed_where_it_is_not_just_spoken_of(tmp_path
     assert told([asked("What?", "So.", id="7")], tmp_path, media="{id}.mp4") == ["U: What? / A: So."]
 
 
+def test_answers_of_weight_0_are_read_and_not_trained(tmp_path: Path) -> None:
+    """What follows the last answer that is trained is left out: nothing learns from it."""
+    weights = [0, 1, None, 0]
+    turns = [
+        turn
+        for n, weight in enumerate(weights)
+        for turn in (
+            {"role": "user", "content": f"q{n}"},
+            {"role": "assistant", "content": f"a{n}"} | ({} if weight is None else {"weight": weight}),
+        )
+    ]
+    (chat,) = read(write(tmp_path / "a.jsonl", [{"messages": turns}]))
+    assert [(t.text, t.trained) for t in chat.turns if t.role == "assistant"] == [
+        ("a0", False),
+        ("a1", True),
+        ("a2", True),
+    ]
+    assert len(chat.turns) == 6
+
+
+@pytest.mark.parametrize("name", ["system", "system_prompt"])
+def test_a_system_text_may_stand_in_a_column(tmp_path: Path, name: str) -> None:
+    for row in ({"data": ["x", "y"]}, asked("x", "y"), messages(("user", "x"), ("assistant", "y"))):
+        (chat,) = read(write(tmp_path / "a.jsonl", [{name: "Be brief.", **row}]))
+        assert [(t.role, t.text) for t in chat.turns] == [("system", "Be brief."), ("user", "x"), ("assistant", "y")]
+    (chat,) = read(write(tmp_path / "a.jsonl", [messages(("system", "  "), ("user", "x"), ("assistant", "y"))]))
+    assert [t.role for t in chat.turns] == ["user", "assistant"]
+
+
 # --- what is wrong
+
+
+def answering(**more: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", **more}]}
 
 
 GOOD = asked("x", "y")
@@ -307,6 +340,24 @@ FLAWS: list[tuple[Any, str]] = [
     (messages(("user", 7), ("assistant", "y")), "no text"),
     ({"data": ["x", None]}, "empty answer"),
     ({"data": ["x", {"y": 1}]}, "no text"),
+    ({"data": [["x", "y"], ["z"]]}, "no text"),
+    (
+        {"system": "a", "messages": messages(("system", "b"), ("user", "x"), ("assistant", "y"))["messages"]},
+        "two system texts",
+    ),
+    ({"system": "a", "system_prompt": "b", "data": ["x", "y"]}, "two system texts"),
+    (
+        {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "tool_calls": [{}]}]},
+        "tool calls",
+    ),
+    (
+        {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "weight": 0}]},
+        "nothing to train",
+    ),
+    (
+        {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "weight": 2}]},
+        "unknown weight",
+    ),
     (asked("x\0", "y"), "NUL byte"),
     (asked("x", "\ud800"), "not Unicode"),
     (messages(("user", [{"type": "input_audio"}]), ("assistant", "y")), "unknown part"),
@@ -351,7 +402,8 @@ def test_a_chat_with_a_flaw_fails_alone(tmp_path: Path, suffix: str) -> None:
 def test_what_a_user_need_not_mend_is_dropped(tmp_path: Path) -> None:
     found = read(write(tmp_path / "a.json", [row for row, _ in FLAWS]))
     dropped = {chat.reason for chat in found if isinstance(chat, BadRecord) and chat.status == "dropped"}
-    assert dropped == {"no last answer", "empty answer", "empty question", "not a picture", "not a clip"}
+    media = {"not a picture", "not a clip"}
+    assert dropped == {"no last answer", "empty answer", "empty question", "tool calls", "nothing to train"} | media
 
 
 def test_media_in_rows_are_capped(tmp_path: Path) -> None:
