@@ -340,9 +340,10 @@ class QuestionsSection(Section):
     url: str = Field("", description="of an OpenAI-compatible server, up to /v1")
     model: str = Field("", description="the server's name of it")
     key: str = Field(
-        "OPENAI_API_KEY",
-        pattern=r"^([A-Z][A-Z0-9_]*_)?API_KEY$",  # no recipe of a stranger's sends other secrets to its url
-        description="environment variable that holds the server's key, if it wants one; its name ends in API_KEY",
+        "WORLDLOOM_API_KEY",
+        pattern=r"^WORLDLOOM_([A-Z0-9_]+_)?API_KEY$",  # no recipe of a stranger's sends other secrets to its url
+        description="environment variable that holds the server's key, if it wants one: its name begins with WORLDLOOM_"
+        " and ends in API_KEY, and who exports it agrees that recipes send it to the url that they name",
     )
     prompt: str = Field("", description="what the model is asked, {} is the chunk; default: see docs/chat-data.md")
     temperature: Annotated[float, Field(strict=False, ge=0, le=2)] = 0.7

@@ -17,6 +17,7 @@ from .weights import Rule, segment_weights
 ANSWERING = ("chat", "image-chat", "video-chat", "book-qa")  # tasks that train on answers alone
 ANSWER = "assistant"  # the kind of a span that covers an answer and the end of sequence after it
 IMAGE = "image"  # the kind of a span that covers a picture's codes and ending
+MOST_FRAMES = 2**31  # of a clip: spans count its tokens in int32
 ROUNDING = 1e-6  # of float32, relative
 NOWHERE = np.empty(0, np.int64)
 
@@ -145,9 +146,16 @@ class View:
         return self.mark(segments[places < ends[segments]])
 
     def cover(self, lows: np.ndarray, highs: np.ndarray) -> np.ndarray:
-        """Mark the tokens inside `[low, high)`, where no two overlap: bool, one for each token."""
-        borders = np.sort(np.concatenate(([0], lows, highs, [len(self.tokens)])))
-        return np.repeat(np.arange(len(borders) - 1) % 2 == 1, np.diff(borders))
+        """Mark the tokens inside any `[low, high)`: bool, one for each token."""
+        borders = np.concatenate(([0], lows, highs, [len(self.tokens)]))
+        deeper = np.repeat([0, 1, -1, 0], [1, len(lows), len(highs), 1])
+        order = np.argsort(borders, kind="stable")
+        return np.repeat(np.cumsum(deeper[order])[:-1] > 0, np.diff(borders[order]))
+
+    def overlapping(self, segment: np.ndarray, lows: np.ndarray, highs: np.ndarray) -> np.ndarray:
+        """Mark the segments in which one `[low, high)` begins inside another one."""
+        order = np.lexsort((highs, lows))
+        return self.mark(segment[order[1:]][lows[order[1:]] < highs[order[:-1]]])
 
     def say(self, segments: np.ndarray, what: str) -> list[Breach]:
         """Name each row that has one of the marked segments, by the first of them."""
@@ -234,6 +242,10 @@ def _untrained_inside(view: View) -> np.ndarray:
     return view.at(view.misplaced[0])
 
 
+def _overlapping_answers(view: View) -> np.ndarray:
+    return view.overlapping(*view.answers[:3])
+
+
 def _cut_answer(view: View) -> np.ndarray:
     segment, low, high, _ = view.answers
     return view.mark(segment[(low == high) | (view.tokens[high - 1] != view.vocabulary.eos)])
@@ -250,10 +262,13 @@ class Pictures:
 
     def __init__(self, view: View):
         images, clips = view.spans(IMAGE), view.spans(VIDEO)
-        self.uneven = self.unended = self.stray = self.bare = self.mixed = np.zeros(len(view.starts), bool)
+        self.uneven = self.unended = self.stray = self.bare = self.mixed = self.overlapping = np.zeros(
+            len(view.starts), bool
+        )
         if not (len(images.low) or len(clips.low) or view.has_pictures):
             return
         segment, low, high = (np.concatenate(pair) for pair in zip(images[:3], clips[:3], strict=True))
+        self.overlapping = view.overlapping(segment, low, high)
         told = np.fromiter(map(_frame_count, clips.ref.to_pylist()), np.int64, len(clips.low))
         frames, sizes = np.concatenate((np.ones(len(images.low), np.int64), told)), high - low
         even = (frames > 0) & (sizes > 0) & (sizes % np.maximum(frames, 1) == 0)
@@ -273,9 +288,9 @@ def _frame_count(ref: str) -> int:
     """Read how many frames a clip's span covers; 0 where it does not tell."""
     try:
         told = json.loads(ref)["frames"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return 0
-    return told if type(told) is int and told > 0 else 0
+    return told if type(told) is int and 0 < told < MOST_FRAMES else 0
 
 
 def _endings(low: np.ndarray, sizes: np.ndarray, frames: np.ndarray) -> np.ndarray:
@@ -293,8 +308,10 @@ RULES: Sequence[tuple[Callable[[View], np.ndarray], str]] = (
     (_unanswered, "has a segment without an answer, whose task is to train on answers"),
     (_trained_outside, "trains a token outside an answer"),
     (_untrained_inside, "has an answer that is not trained throughout"),
+    (_overlapping_answers, "has answers that overlap"),
     (_cut_answer, "has an answer without the end of sequence after it"),
     (_ends_otherwise, "has a segment whose last answer is not its end"),
+    (lambda view: view.pictures.overlapping, "has pictures that overlap"),
     (lambda view: view.pictures.uneven, "has a clip that is not of as many equal frames as its span says"),
     (lambda view: view.pictures.unended, "has a picture or a frame without its end"),
     (lambda view: view.pictures.stray, "has the end of a picture or a frame where none ends"),

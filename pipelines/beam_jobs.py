@@ -26,7 +26,7 @@ from .units import Unit
 NAMESPACE = "worldloom"
 OS_ERRORS = {"OSError", "FileNotFoundError", "PermissionError", "BlockingIOError", "ConnectionError", "TimeoutError"}
 SLICE = 2**13  # examples whose hashes the in-memory runner holds at once, some megabytes
-RUNS = 2**22  # runs of tokens whose hashes it, or a worker, holds at once: 32 MB
+RUNS = 2**22  # runs of tokens in a slice, whose hashes a worker sorts at once: 32 MB
 
 
 def is_local(flags: list[str]) -> bool:
@@ -202,32 +202,30 @@ def run_duplicates(job: TokenizeJob, flags: list[str], key: str, records: int) -
     found.merge(job.folder, names, key)
 
 
-class RunHashes(beam.DoFn):
-    """Read the hashes of a shard's runs of tokens on the eval side, by slice."""
+class WriteShard(beam.DoFn):
+    """Write the hashes of a shard's runs of tokens on the eval side."""
 
-    def __init__(self, search: Search, numbers: Sequence[int], slices: int):
-        self._search, self._numbers, self._slices = search, numbers, slices
+    def __init__(self, search: Search, slices: int):
+        self._search, self._slices = search, slices
 
-    def process(self, shard: tuple[str, str]) -> Iterator[tuple[int, bytes]]:
-        for values in eval_ngrams.hashes(self._search, shard[0]):
-            slices = eval_ngrams.sliced(values, self._slices)
-            yield from ((number, values[slices == number].tobytes()) for number in self._numbers)
+    def process(self, shard: tuple[str, str]) -> Iterator[str]:
+        yield eval_ngrams.write_shard(self._search, shard[0], self._slices)
 
 
 class WriteSlice(beam.DoFn):
-    """Write one slice of the list of runs."""
+    """Write one slice of the list of runs, of all shards' hashes."""
 
-    def __init__(self, search: Search):
-        self._search = search
+    def __init__(self, search: Search, slices: int):
+        self._search, self._slices = search, slices
 
-    def process(self, group: tuple[int, Iterable[bytes]]) -> None:
-        eval_ngrams.write_slice(self._search, *group)
+    def process(self, number: int, drafts: Sequence[str]) -> None:
+        eval_ngrams.write_slice(self._search, number, self._slices, drafts)
 
 
 def run_eval_ngrams(search: Search, flags: list[str], tokens: int) -> Listed:
-    """List the runs of tokens on the eval side. Only their hashes are shuffled, in slices of bounded size.
+    """List the runs of tokens on the eval side. Each shard is read once, and only names pass through the engine.
 
-    The in-memory runner, which holds what it shuffles, takes one slice after the other.
+    Hashes go through files, 8 bytes a token of the eval side, twice over: a worker holds a shard's, then a slice's.
 
     Args:
       tokens: about how many the eval side has.
@@ -236,16 +234,14 @@ def run_eval_ngrams(search: Search, flags: list[str], tokens: int) -> Listed:
       RunFailed: if a worker wrote its list elsewhere.
     """
     slices = max(1, tokens // RUNS)
-    for numbers in [[n] for n in range(slices)] if is_local(flags) else [range(slices)]:
-        with plain_errors(), pipeline(flags) as p:
-            hashed = (
-                p
-                | "Parts" >> beam.Create(search.parts(), reshuffle=False)
-                | "ListShards" >> beam.ParDo(ListShards(search.folder))
-                | "Spread" >> beam.Reshuffle()
-                | "Hashes" >> beam.ParDo(RunHashes(search, numbers, slices))
-            )
-            none = p | "None" >> beam.Create([(n, b"") for n in numbers], reshuffle=False)  # an empty slice is one too
-            gathered = (hashed, none) | beam.Flatten() | "BySlice" >> beam.GroupByKey()
-            _ = gathered | "Write" >> beam.ParDo(WriteSlice(search))
+    with plain_errors(), pipeline(flags) as p:
+        drafts = (
+            p
+            | "Parts" >> beam.Create(search.parts(), reshuffle=False)
+            | "ListShards" >> beam.ParDo(ListShards(search.folder))
+            | "Spread" >> beam.Reshuffle()
+            | "WriteShards" >> beam.ParDo(WriteShard(search, slices))
+        )
+        numbers = p | "Slices" >> beam.Create(range(slices))
+        _ = numbers | "WriteSlices" >> beam.ParDo(WriteSlice(search, slices), beam.pvalue.AsList(drafts))
     return eval_ngrams.merge(search, slices)

@@ -15,7 +15,7 @@ from ..recipe import Recipe
 from ..sources import BookQuestionsSource
 from ..tokenizers.text import TextTokenizer
 from . import books
-from .admission import reject, url_of
+from .admission import denied_by, reject, url_of
 from .chat_layout import ASSISTANT, USER, Context, Ids, Line, render
 from .models import text_tokenizer, vocabulary_of
 from .near import signature
@@ -23,6 +23,8 @@ from .records import Found
 from .units import fraction
 
 TASK = "book-qa"
+SPARE = 1  # token: the words of a first question may be one more behind a passage
+ASKED_ABOUT = np.uint64(0x626F6F6B2D7161)  # "book-qa"
 
 
 class Question(NamedTuple):
@@ -89,8 +91,9 @@ def of_book(
     sizes = [len(chunk) for chunk in chunks(book.ids, source.chunk)]
     first, room = 0, source.length - head_tokens(source, tokenizer)
     while first < len(sizes):
-        about = [q for q in drawn if first <= q.chunk < first + room // source.chunk]
-        count = fitting(sizes[first:], first, about, costs, source, room)
+        most = first + max(1, room // source.chunk)
+        about = [q for q in drawn if first <= q.chunk < most]
+        count = fitting(sizes[first:most], first, about, costs, source, room)
         low = first * source.chunk
         chosen = choose(about, costs, first, count, sum(sizes[first : first + count]), source)
         yield Passage(found, book, book.ids[low : low + count * source.chunk], first, chosen)
@@ -98,16 +101,16 @@ def of_book(
 
 
 class Cost(NamedTuple):
-    """Tokens of a question with all that frames it, and of its answer with its end."""
+    """Tokens of a question with the words of its turn, and of its answer with its end."""
 
     prompt: int
     answer: int
 
 
 def cost(question: Question, tokenizer: TextTokenizer, source: BookQuestionsSource) -> Cost:
-    """Count a question's tokens, never too few."""
+    """Count a question's tokens."""
     prompt = tokenizer.encode(f"{source.template.user.replace('{}', question.question)} {source.template.assistant}")
-    return Cost(len(prompt) + 1, len(tokenizer.encode(question.answer)) + 1)
+    return Cost(len(prompt), len(tokenizer.encode(question.answer)) + 1)
 
 
 def head_tokens(source: BookQuestionsSource, tokenizer: TextTokenizer) -> int:
@@ -128,7 +131,7 @@ def fitting(
     count = max(1, sum(end <= room for end in ends))
     while count > 1:
         chosen = choose(drawn, costs, first, count, ends[count - 1], source)
-        if ends[count - 1] + sum(sum(costs[q.chunk]) for q in chosen) <= room:
+        if ends[count - 1] + sum(sum(costs[q.chunk]) + SPARE for q in chosen) <= room:
             break
         count -= 1
     return count
@@ -153,9 +156,24 @@ def choose(
     return chosen
 
 
-def rows(recipe: Recipe, source: BookQuestionsSource, items: Iterable[Passage | Reject]) -> Generator[Row | Reject]:
+def rows(
+    recipe: Recipe, source: BookQuestionsSource, items: Iterable[Passage | Reject], denied: frozenset[str]
+) -> Generator[Row | Reject]:
     """Turn passages into examples' rows or rejects, one for each and in their order."""
-    return (item if isinstance(item, Reject) else row(recipe, source, item) for item in items)
+    for item in items:
+        if isinstance(item, Reject):
+            yield item
+        else:
+            yield denial(source, item, denied) or row(recipe, source, item)
+
+
+def denial(source: BookQuestionsSource, passage: Passage, denied: frozenset[str]) -> Reject | None:
+    """Reject a passage whose own id or content a deny list names; its book was looked up before."""
+    exact = content_hash(passage.ids)
+    if entry := denied_by(denied, passage.record, exact.hex()):
+        kept_out = reject(passage.found, source, "filter", DROPPED, "denied", entry, exact)
+        return replace(kept_out, record=passage.record)
+    return None
 
 
 def row(recipe: Recipe, source: BookQuestionsSource, passage: Passage) -> Row | Reject:
@@ -168,7 +186,9 @@ def row(recipe: Recipe, source: BookQuestionsSource, passage: Passage) -> Row | 
     lines = laid_out(passage, source)
     names = TASK, source.name, passage.record
     example = render(lines, source.template, text_tokenizer(recipe.vocabulary.text), vocabulary, *names)
-    near = signature(passage.ids) if recipe.duplicates == "near" else np.empty(0, np.uint64)
+    near = np.empty(0, np.uint64)
+    if recipe.duplicates == "near":  # of passages that are asked about, not of the same words as a book
+        near = signature(passage.ids.astype(np.uint64) ^ ASKED_ABOUT)
     return example_row(example, vocabulary, exact, near)
 
 

@@ -20,14 +20,18 @@ from .records import Chat, Found, storable
 JUDGED = 4096  # characters of a chat that its language is told by
 # An answer that begins so is a refusal, one that holds the second kind tells of the model and not of the matter.
 REFUSALS = re.compile(
-    r"\A\W*(?:(?:i'm|i am|we're|we are) (?:very |really |truly )?(?:sorry|afraid|unable)|(?:my )?apologies|sorry"
-    r"|i (?:apologi[sz]e|regret|cannot|can't|can not|won't|will not|do not have access|don't have access)"
-    r"|unfortunately,? (?:i|as an))\b",
+    r"\A\W*(?:(?:(?:i'm|i am) (?:very |really |truly |so )?|my |i )?"
+    r"(?:sorry|afraid|apologies|apologi[sz]e)\b[^.?]{0,40}?"
+    r"\b(?:i|we) (?:can't|cannot|can not|won't|am unable|'m unable|don't|do not)\b"
+    r"|(?:i'm|i am) (?:unable|not able) to (?:help|assist|provide|answer|fulfill?|comply|create|generate|access|do)\b"
+    r"|(?:unfortunately,? )?i (?:cannot|can't|can not|won't|will not) "
+    r"(?:help|assist|provide|answer|fulfill?|comply|create|generate|access|do (?:that|this)|engage|discuss)\b"
+    r"|(?:unfortunately,? )?i (?:do not|don't) have (?:access|the ability)\b)",
     re.IGNORECASE,
 )
 BOILERPLATE = re.compile(
     r"\bas an? (?:ai|artificial intelligence|(?:large )?language model)\b"
-    r"|\b(?:i'm|i am) (?:just |only )?an? (?:ai|language model)\b|\bmy (?:knowledge cutoff|training data)\b",
+    r"|\b(?:i'm|i am) (?:just |only )?an? (?:ai|language model)\b|\bmy knowledge cutoff\b",
     re.IGNORECASE,
 )
 APOSTROPHE = "\u2019"  # which many write for the typewriter's

@@ -59,11 +59,13 @@ def render(
     task: str,
     source: str,
     record: str,
+    url: str = "",
 ) -> Example:
     """Lay a chat out: BOS, then prompts, and answers that each end with EOS; a system line takes the template's place.
 
     Spans: `user` is a whole prompt, from BOS or the answer before to the token before its answer; `assistant` is an
-    answer with its EOS; pictures lie in them. An answer that is not trained is part of the next one's prompt.
+    answer with its EOS; pictures lie in them. An answer that is not trained is part of the next one's prompt. A `url`
+    that the row comes from is told by a `document` over all.
     """
     draft, marks = Draft(vocabulary), Marks.of(tokenizer)
     draft.add([vocabulary.bos], trained=False)
@@ -86,6 +88,8 @@ def render(
         if line.trained:
             draft.span(start, ASSISTANT, json.dumps(line.told) if line.told else "")
             start = draft.length
+    if url:
+        draft.span(0, "document", json.dumps({"url": url}))
     return draft.example(task, source, record)
 
 

@@ -17,8 +17,7 @@ from ..packing.report import Reject
 from ..packing.row import Row, example_row
 from ..recipe import Recipe
 from ..sources import ChatSource
-from ..tokenizers.vocabulary import Vocabulary
-from .admission import denied_by
+from .admission import denied_by, url_of
 from .chat_admission import judge_all, misfit
 from .chat_layout import Frames, Line, Said, render
 from .encoding import Pending
@@ -93,7 +92,7 @@ def finish(
     example, vocabulary = laid_out(chat, frames, recipe, source), vocabulary_of(recipe.vocabulary)
     if unfit := misfit(example, source):
         return reject_unfit(chat, source, unfit, "filter", exact)
-    near = word_signature(example, frames, vocabulary) if recipe.duplicates == "near" else np.empty(0, np.uint64)
+    near = word_signature(chat, frames, recipe) if recipe.duplicates == "near" else np.empty(0, np.uint64)
     return example_row(example, vocabulary, exact, near)
 
 
@@ -113,7 +112,8 @@ def laid_out(chat: Chat, frames: list[Frames], recipe: Recipe, source: ChatSourc
     codes = iter(frames)
     lines = [Line(turn.role, [_said(part, codes) for part in turn.parts], None, turn.trained) for turn in chat.turns]
     text, vocabulary = text_tokenizer(recipe.vocabulary.text), vocabulary_of(recipe.vocabulary)
-    return render(lines, source.template, text, vocabulary, task_of(chat), source.name, chat.record)
+    names = task_of(chat), source.name, chat.record
+    return render(lines, source.template, text, vocabulary, *names, url=url_of(chat))
 
 
 def _said(part: str | Medium, codes: Iterator[Frames]) -> Said:
@@ -150,8 +150,9 @@ def content_hash(chat: Chat, frames: list[Frames]) -> bytes:
     return hashlib.blake2b(json.dumps(said).encode(), digest_size=16).digest()
 
 
-def word_signature(example: Example, frames: list[Frames], vocabulary: Vocabulary) -> np.ndarray:
+def word_signature(chat: Chat, frames: list[Frames], recipe: Recipe) -> np.ndarray:
     """Return the band hashes of a chat's words; those of chats that show other pictures share none."""
-    words = example.tokens[~vocabulary.is_vision(example.tokens)].astype(np.uint64)
+    said = "\n".join(turn.text for turn in chat.turns)
+    words = text_tokenizer(recipe.vocabulary.text).encode(said).astype(np.uint64)
     shown = hashlib.blake2b("".join(part.told["content"] for part in frames).encode(), digest_size=8).digest()
     return signature(words ^ np.uint64(int.from_bytes(shown) if frames else 0))

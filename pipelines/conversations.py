@@ -8,10 +8,11 @@ import base64
 import hashlib
 import re
 import reprlib
+import sys
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from ..packing.ledger import DROPPED, FAILED
 from ..sources import ChatSource, template_columns
@@ -21,18 +22,17 @@ from .reading.columns import (
     CONVERSATIONS,
     MESSAGES,
     SYSTEM_COLUMNS,
-    ULTRACHAT,
     VIDEO_CHATGPT,
     column,
     shape_of,
 )
 from .reading.damage import damage_passed_over, guarded
-from .reading.files import FORMS, form_of
+from .reading.files import BLOCK, FORMS, form_of, open_plain
 from .reading.listing import begins_with
 from .reading.naming import at, existing, filled, folder_of, held
 from .reading.places import Root
 from .reading.samples import discard, hold_bytes
-from .reading.tables import Row, read_rows
+from .reading.tables import Row, read_rows, row_bytes
 from .reading.texts import checked
 from .records import BadRecord, Chat, Media, Medium, Turn
 from .units import Part
@@ -52,6 +52,11 @@ PLACE = re.compile(rf"(?:\r?\n)?{TAG}(?:\r?\n)?")
 BARE = re.compile(rf"\A\s*{TAG}|\n{TAG}\s*\Z")
 LINK = re.compile(r"https?://", re.IGNORECASE)
 DATA = re.compile(r"data:[^,]{0,256};base64,", re.IGNORECASE)
+# What stands in every row that names a file: columns, and what kind a turn's part is. An escaped letter may hide it.
+NAMING = (*MESSAGES, *CONVERSATIONS, "video_id", *sum(CHAT_MEDIA.values(), ()))
+KEY = re.compile(b'"(?:%s)"' % "|".join(NAMING).encode())
+ESCAPED = re.compile(rb"\\u00[4-7]")
+REACH = max(map(len, NAMING)) + 1  # bytes, one less than the longest key has
 FEATURES = ".pkl"  # Video-ChatGPT's training file names a clip's features, which bear the clip's name
 
 
@@ -99,10 +104,9 @@ def _chats(source: ChatSource, part: Part, folder: Path | None) -> Generator[Cha
 def named_versions(source: ChatSource, part: Part) -> str:
     """Digest the sizes and versions of the files that chats name: a file that is replaced makes a new unit.
 
-    "" where none are named, and for a dataset, whose own fingerprint says what it holds. Where a file begins with
-    UltraChat's rows, it is not read for this.
+    "" where none are named, and for a dataset, whose own fingerprint says what it holds.
     """
-    if source.dataset or not form_of(part.url) or shape_of(begins_with(source, part)) == ULTRACHAT:
+    if source.dataset or not form_of(part.url) or not _may_name_files(source, part):
         return ""
     root, marks, some = Root(source.media_root or folder_of(part)), hashlib.blake2b(digest_size=16), False
     with damage_passed_over():
@@ -111,6 +115,28 @@ def named_versions(source: ChatSource, part: Part) -> str:
             marks.update(f"{found}\n".encode())
             some = some or bool(found)
     return marks.hexdigest() if some else ""
+
+
+def _may_name_files(source: ChatSource, part: Part) -> bool:
+    """May rows of a part name files? Told without parsing them, since most of UltraChat's size name none."""
+    if source.media:  # its path may be made of any column
+        return True
+    if form_of(part.url) == "parquet":
+        return not set(NAMING).isdisjoint(begins_with(source, part))
+    with damage_passed_over(), open_plain(part.url) as file:
+        return any(KEY.search(block) or ESCAPED.search(block) for block in _blocks(file, part, row_bytes(source)))
+    return True  # as far as it can be read
+
+
+def _blocks(file: BinaryIO, part: Part, most: int) -> Iterator[bytes]:
+    """Yield the bytes of a part, the line of `most` bytes that ends behind it too, in blocks that overlap by a key."""
+    file.seek(part.start)
+    left, last = part.end - part.start if part.end >= 0 else sys.maxsize, b""
+    while left > 0 and (block := file.read(min(BLOCK, left))):
+        yield last + block
+        left, last = left - len(block), (last + block)[-REACH:]
+    if form_of(part.url) == "jsonl":
+        yield last + file.readline(most)
 
 
 def _versions(source: ChatSource, values: dict[str, Any], root: Root) -> list[str]:

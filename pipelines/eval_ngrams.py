@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .. import __version__
 from ..errors import RunFailed
 from ..packing.dataset import Dataset
 from ..packing.example import TEXT
@@ -51,14 +52,19 @@ class Search:
     @property
     def key(self) -> str:
         """Digest of all that the list depends on."""
-        return digest(self.root, self.n, self.seed, self.share)
+        return digest(self.root, self.n, self.seed, self.share, __version__)
 
     def parts(self) -> list[str]:
         return sorted(Dataset(self.examples).manifest["sources"])
 
+    @property
+    def drafts(self) -> str:
+        """Begin the names of what is written on the way to the list."""
+        return f"{TEMPORARY}eval-ngrams-{self.key}-"
+
     def draft(self, number: int) -> str:
         """Name the list of one slice of the hashes."""
-        return f"{TEMPORARY}eval-ngrams-{self.key}-{number}"
+        return f"{self.drafts}{number}"
 
 
 class Listed(NamedTuple):
@@ -122,14 +128,46 @@ def sliced(values: np.ndarray, slices: int) -> np.ndarray:
     return ((values >> np.uint64(32)) * np.uint64(slices)) >> np.uint64(32)
 
 
-def write_slice(search: Search, number: int, parts: Iterable[bytes]) -> None:
-    """Write one slice of the list, ascending, each hash once; the same again does no harm."""
-    found = np.unique(np.frombuffer(b"".join(parts), "<u8"))
-    search.folder.overwrite(search.draft(number), found.tobytes())
+def write_shard(search: Search, path: str, slices: int) -> str:
+    """Write the hashes of one shard, ascending, each once, after the borders of their slices; again does no harm.
+
+    Returns:
+      The file's name.
+    """
+    found = find_in_memory(search, [path])
+    borders = np.searchsorted(sliced(found, slices), np.arange(slices + 1, dtype=np.uint64)).astype("<u8")
+    name = f"{search.drafts}of-{digest(path)}"
+    search.folder.overwrite(name, borders.tobytes() + found.tobytes())
+    return name
+
+
+def write_slice(search: Search, number: int, slices: int, drafts: Iterable[str]) -> None:
+    """Write one slice of the list from what `write_shard` wrote, ascending, each hash once; again does no harm."""
+    parts = [_part(search.folder, name, number, slices) for name in drafts]
+    search.folder.overwrite(search.draft(number), np.unique(np.frombuffer(b"".join(parts), "<u8")).tobytes())
+
+
+def _part(folder: Folder, name: str, number: int, slices: int) -> bytes:
+    """Read one slice of a shard's hashes.
+
+    Raises:
+      RunFailed: if another worker wrote them elsewhere.
+    """
+    fs, path, first = folder.fs, folder.path(name), slices + 1
+    try:
+        borders = np.frombuffer(fs.cat_file(path, start=8 * number, end=8 * (number + 2)), "<u8")
+        low, high = (8 * (first + border) for border in borders.tolist())
+        return bytes(fs.cat_file(path, start=low, end=high)) if low < high else b""  # an empty range is no request
+    except FileNotFoundError:
+        raise _unwritten(folder, name) from None
+
+
+def _unwritten(folder: Folder, name: str) -> RunFailed:
+    return RunFailed(f"{folder.path(name)} was not written: can every worker write to {folder.url}?")
 
 
 def merge(search: Search, slices: int) -> Listed:
-    """Make one list of the slices', one after the other, and remove them.
+    """Make one list of the slices', one after the other, and remove all that was written on the way.
 
     Raises:
       RunFailed: if one is not there.
@@ -137,7 +175,7 @@ def merge(search: Search, slices: int) -> Listed:
     folder, names = search.folder, [search.draft(number) for number in range(slices)]
     sizes = [folder.size(name) for name in names]
     if None in sizes:
-        raise RunFailed(f"{folder.path(names[0])} was not written: can every worker write to {folder.url}?")
+        raise _unwritten(folder, names[sizes.index(None)])
     total = sum(size or 0 for size in sizes) // 8
     draft = folder.scratch(list_name(search.n))
     sink = HashingFile(draft)
@@ -150,7 +188,7 @@ def merge(search: Search, slices: int) -> Listed:
     folder.remove(said_name(search.n))  # a list without what is told of it is none
     folder.adopt(draft, list_name(search.n))
     folder.overwrite(said_name(search.n), (json.dumps(listed._asdict(), indent=1) + "\n").encode())
-    for name in names:
+    for name in [name for name in folder.names() if name.startswith(search.drafts)]:
         folder.remove(name)
     return listed
 

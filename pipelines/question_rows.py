@@ -17,7 +17,7 @@ from ..sources import BookQuestionsSource
 from . import books
 from .asking.ask import ask
 from .asking.outcome import Chunk, Outcome
-from .book_questions import Asked, Passage, Question, chunks, content_hash, row
+from .book_questions import Asked, Passage, Question, chunks, content_hash, denial, row
 from .chat_layout import ASSISTANT
 from .media import Unfit
 from .models import text_tokenizer
@@ -35,7 +35,8 @@ def pieces(
             yield book
             continue
         for number, ids in enumerate(chunks(book.ids, source.chunk)):
-            yield Passage(found, book, ids, number, ())
+            passage = Passage(found, book, ids, number, ())
+            yield denial(source, passage, denied) or passage
 
 
 def rows(
@@ -86,22 +87,18 @@ def recorded(folder: Folder, unit: str) -> Asked:
     """Read the questions of a unit, and return what finds those of one of its books.
 
     Raises:
-      RunFailed: if they are not there; when asked, if they are about another text.
+      RunFailed: if they are not there.
     """
     report = read_report(folder, unit)
     if report is None:
         raise RunFailed(f"{folder.url} has no questions for unit {unit}: call 'worldloom questions' with this --out")
-    known: dict[str, list[Question]] = {}
-    contents: dict[str, str] = {}
+    known: dict[str, dict[str, list[Question]]] = {}  # by id, which may not be one book's alone, and content
     for stored in Shard(folder, report.shard.path).rows():
         book, question = _read(stored.segments[0])
-        contents[book["record"]] = book["content"]
-        known.setdefault(book["record"], []).append(question)
+        known.setdefault(book["record"], {}).setdefault(book["content"], []).append(question)
 
     def asked(found: Found, book: books.Encoded) -> Sequence[Question]:
-        if contents.get(found.record, book.content) != book.content:
-            raise RunFailed(f"{folder.url} has questions about another text of {found.record}: build again")
-        return known.get(found.record, [])
+        return known.get(found.record, {}).get(book.content, [])
 
     return asked
 

@@ -1,10 +1,10 @@
 """The split into train and eval: a side for each example, drawn for what it is made of, not for its name."""
 
-import json
 from collections.abc import Iterable
 from typing import Literal
 
 from ..packing.example import Span
+from ..packing.turns import facts
 from .units import fraction
 
 Side = Literal["train", "eval", "both"]
@@ -14,11 +14,12 @@ def content_keys(spans: Iterable[Span], exact: bytes) -> frozenset[str]:
     """Return what decides an example's side: the pictures, clips and books in it by their hashes.
 
     Args:
-      spans: those whose `ref` has a `content` tell it: a hash in hexadecimal.
+      spans: those whose `ref` has a `content` tell it: a hash in hexadecimal. A ref that is no JSON object, and a
+        content that is no string, tell nothing.
       exact: hash of the whole, which decides where no span tells: of the text, or of a pair's frames.
     """
-    refs = (json.loads(span.ref) for span in spans if '"content"' in span.ref)
-    told = frozenset(ref["content"] for ref in refs if isinstance(ref, dict) and "content" in ref)
+    contents = (facts(span.ref).get("content") for span in spans if '"content"' in span.ref)
+    told = frozenset(content for content in contents if isinstance(content, str))
     return told or frozenset([exact.hex()])
 
 

@@ -193,7 +193,7 @@ def tokenize(
     if isinstance(source, BookQuestionsSource):
         from . import book_questions
 
-        return book_questions.rows(recipe, source, records)
+        return book_questions.rows(recipe, source, records, denied)
     if isinstance(source, ChatSource):
         from . import chats
 

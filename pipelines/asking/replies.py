@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ...packing.manifest import sweep_drafts
 from ...packing.storage import Folder
 from .outcome import Usage
 
@@ -18,8 +20,25 @@ class Reply:
 
 
 def name_of(request: dict[str, Any]) -> str:
-    """Name the reply to a request by all that the model sees of it: its own name, the messages, sampling and seed."""
-    return f"{_digest(request)}.json"
+    """Name the reply to a request by all that the model sees of it: its own name, the messages, sampling and seed.
+
+    The name begins with one of `folders()`: a folder of 10^8 files would be slow.
+    """
+    seen = {"max_tokens" if key == "max_completion_tokens" else key: value for key, value in request.items()}
+    digest = _digest(seen)
+    return f"{digest[:2]}/{digest}.json"
+
+
+def folders() -> Iterator[str]:
+    """Yield the names of the folders that hold replies."""
+    return (f"{number:02x}" for number in range(256))
+
+
+def sweep(replies: Folder) -> int:
+    """Remove the drafts that killed processes left among replies. Returns how many."""
+    if not replies.local:  # elsewhere a file is there whole or not at all
+        return 0
+    return sum(sweep_drafts(replies, name) for name in folders())
 
 
 @dataclass(frozen=True)
@@ -36,7 +55,7 @@ class Replies:
     def keep(self, name: str, reply: Reply) -> Reply:
         """Keep a reply and return it, or the one that was kept before."""
         data = _encode(name, reply)
-        while not self.folder.create(name, data):
+        while not self._create(name, data):
             old = self.folder.read(name)
             if old is None:
                 continue  # it was there a moment ago
@@ -45,6 +64,13 @@ class Replies:
             if self.folder.replace(name, old, data):
                 break
         return reply
+
+    def _create(self, name: str, data: bytes) -> bool:
+        try:
+            return self.folder.create(name, data)
+        except FileNotFoundError:  # the first reply in its folder
+            self.folder.make(name.partition("/")[0])
+            return self.folder.create(name, data)
 
 
 def _encode(name: str, reply: Reply) -> bytes:

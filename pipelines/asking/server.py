@@ -116,6 +116,14 @@ def _check(body: bytes, request: httpx2.Request) -> None:
         ) from None
 
 
+class _Api(openai.AsyncOpenAI):
+    """Send what the recipe says, and no header that OPENAI_ORG_ID, _PROJECT_ID or _CUSTOM_HEADERS would add."""
+
+    @property
+    def default_headers(self) -> dict[str, str | openai.Omit]:
+        return {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": self.user_agent}
+
+
 class Server:
     """Get replies. Use as an asynchronous context manager.
 
@@ -127,8 +135,8 @@ class Server:
         self._section, self._place = section, _place(section.url)
         turns = Turns(section.url, section.per_minute) if section.per_minute else None
         self._key = _key(section.key)
-        self._client = openai.AsyncOpenAI(
-            api_key=self._key or "none",  # the client insists on one
+        self._client = _Api(
+            api_key=self._key or "none",  # or the client would take OPENAI_API_KEY
             base_url=section.url,
             max_retries=section.retries,
             timeout=section.seconds,

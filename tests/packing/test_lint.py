@@ -29,8 +29,10 @@ ALL = "trains all of a segment that asks and answers, the question too"
 UNANSWERED = "has a segment without an answer, whose task is to train on answers"
 OUTSIDE = "trains a token outside an answer"
 INSIDE = "has an answer that is not trained throughout"
+TWICE = "has answers that overlap"
 CUT = "has an answer without the end of sequence after it"
 LAST = "has a segment whose last answer is not its end"
+OVER = "has pictures that overlap"
 UNEVEN = "has a clip that is not of as many equal frames as its span says"
 UNENDED = "has a picture or a frame without its end"
 STRAY = "has the end of a picture or a frame where none ends"
@@ -56,6 +58,10 @@ def naive(row: Row, vocabulary: Vocabulary) -> set[str]:
     return found
 
 
+def overlap(spans: list[Span]) -> bool:
+    return any(a.start < b.end and b.start < a.end for i, a in enumerate(spans) for b in spans[:i])
+
+
 def naive_answers(tokens: list[int], trained: list[bool], s: Any, vocabulary: Vocabulary) -> set[str]:
     answers, found = [span for span in s.spans if span.kind == "assistant"], set()
     if not answers and s.task not in ("chat", "image-chat", "video-chat", "book-qa"):
@@ -66,6 +72,7 @@ def naive_answers(tokens: list[int], trained: list[bool], s: Any, vocabulary: Vo
     for place, flag in enumerate(trained):
         inside = any(span.start <= place < span.end for span in answers)
         found |= {OUTSIDE} if flag and not inside else {INSIDE} if inside and not flag else set()
+    found |= {TWICE} if overlap(answers) else set()
     for span in answers:
         said = tokens[span.start : span.end]
         found |= set() if said and said[-1] == vocabulary.eos else {CUT}
@@ -73,21 +80,20 @@ def naive_answers(tokens: list[int], trained: list[bool], s: Any, vocabulary: Vo
 
 
 def naive_pictures(tokens: list[int], s: Any, vocabulary: Vocabulary) -> set[str]:
-    found, ends, inside = set(), {}, set()
-    for span in s.spans:
-        if span.kind not in ("image", "video"):
-            continue
+    pictures = [span for span in s.spans if span.kind in ("image", "video")]
+    found, ends, inside = {OVER} if overlap(pictures) else set(), set(), set()
+    for span in pictures:
         inside |= set(range(span.start, span.end))
         frames = 1 if span.kind == "image" else json.loads(span.ref).get("frames", 0)
         size, rest = divmod(span.end - span.start, frames) if frames else (0, 1)
         if rest or not size:
             found.add(UNEVEN)
         else:
-            ends |= {span.start + size * (i + 1) - 1: EOV if i == frames - 1 else EOF for i in range(frames)}
+            ends |= {(span.start + size * (i + 1) - 1, EOV if i == frames - 1 else EOF) for i in range(frames)}
     for place, t in enumerate(tokens):
-        if UNEVEN not in found and t in (EOF, EOV) and vocabulary.codes and ends.get(place) != t:
+        if UNEVEN not in found and t in (EOF, EOV) and vocabulary.codes and (place, t) not in ends:
             found.add(STRAY)
-        if UNEVEN not in found and place in ends and t != ends[place]:
+        if UNEVEN not in found and {(place, EOF), (place, EOV)} & ends - {(place, t)}:
             found.add(UNENDED)
         if (t >= vocabulary.text_size) != (place in inside):
             found.add(MIXED if place in inside else BARE)
@@ -175,9 +181,13 @@ def altered(draw: Any, example: Example) -> Example:
     elif what == "span":
         number = draw(st.integers(0, len(spans) - 1))
         span = spans[number]
-        change = draw(st.sampled_from(["gone", "longer", "shorter", "renamed", "frames"]))
-        if change == "longer" and span.end < len(tokens) and not any(s.start == span.end for s in spans):
+        change = draw(st.sampled_from(["gone", "longer", "shorter", "moved", "again", "renamed", "frames"]))
+        if change == "longer" and span.end < len(tokens):
             spans[number] = span._replace(end=span.end + 1)
+        elif change == "moved":
+            spans[number] = span._replace(start=draw(st.integers(0, span.end)))
+        elif change == "again":
+            spans.insert(0, span)
         elif change == "shorter":
             spans[number] = span._replace(start=span.start + 1)
         elif change == "renamed":
@@ -238,6 +248,7 @@ def everything(example: Example) -> Example:
 
 
 PLAIN, TALK = text(), chat(turns=2, pictures=0, task="chat")  # TALK: 1 | 9 10 11 | 12 13 2 | 9 10 11 | 12 13 2
+OVERLAPPING = (Span(4, 7, "assistant"), Span(6, 7, "assistant"), Span(10, 13, "assistant"))
 LATER = Draft(VISION)
 LATER.add([1], False)
 LATER.add([12, 2], True, "assistant")
@@ -251,6 +262,11 @@ MISTAKES: dict[str, tuple[Example, str]] = {
     "a question trained": (flip(TALK, 2), OUTSIDE),
     "a second question trained": (flip(TALK, 9), OUTSIDE),
     "half an answer trained": (flip(TALK, 5), INSIDE),
+    "answers that overlap": (replace(TALK, spans=OVERLAPPING), TWICE),
+    "an answer told twice": (replace(TALK, spans=(*TALK.spans, TALK.spans[1])), TWICE),
+    "a picture told twice": (replace(pair(1), spans=pair(1).spans * 2), OVER),
+    "a frame told as a picture too": (replace(pair(2), spans=(*pair(2).spans, Span(7, 11, "image", "{}"))), OVER),
+    "more frames than there are numbers": (respan(pair(2), "video", ref=f'{{"frames": {10**30}}}'), UNEVEN),
     "the last answer cut": (put(TALK, 12, 7), CUT),
     "the first answer cut": (put(TALK, 6, 7), CUT),
     "more after the last answer": (LATER.example("chat", "s", "c"), LAST),
@@ -274,6 +290,20 @@ def test_each_rule_fires_alone(name: str) -> None:
     assert naive(row, VISION) == {what}
     batch = Batch(record_batch([sound, row], [0, 0], schema(VISION, Kind("sequences", 60))))
     assert broken_rules(batch, VISION, Kind("sequences", 60)) == [(1, what, example.record)]
+
+
+def test_what_is_not_trained_is_seen_where_answers_overlap() -> None:
+    spans = (Span(4, 9, "assistant"), Span(6, 13, "assistant"))  # 7 and 8 would be inside twice
+    row = sequence_row([replace(flip(TALK, 9), spans=spans)], 20, VISION)
+    assert fast([row], VISION, Kind("sequences", 20)) == [naive(row, VISION)] == [{TWICE, INSIDE, CUT}]
+
+
+@pytest.mark.parametrize(
+    "ref", ["[" * 10**5, "", "[1]", '{"frames": "2"}', '{"frames": 2.0}', '{"frames": 2147483648}']
+)
+def test_a_clip_that_does_not_say_its_frames_is_named(ref: str) -> None:
+    row = sequence_row([respan(pair(2), "video", ref=ref)], 20, VISION)
+    assert fast([row], VISION, Kind("sequences", 20)) == [{UNEVEN}]
 
 
 def test_what_lies_in_padding_is_the_fault_of_no_segment() -> None:

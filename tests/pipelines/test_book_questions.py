@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ from worldloom.packing.row import Segment
 from worldloom.packing.verify import verify
 from worldloom.pipelines import books, question_rows
 from worldloom.pipelines.asking.outcome import Outcome
-from worldloom.pipelines.book_questions import Cost, Question, choose, chunks, fitting
+from worldloom.pipelines.book_questions import SPARE, Cost, Question, choose, chunks, fitting
 from worldloom.pipelines.media import Unfit
 from worldloom.pipelines.records import TextDocument
 from worldloom.recipe import Recipe
@@ -132,6 +133,40 @@ def test_only_what_a_change_touches_is_made_again(corpus: Path) -> None:
     assert verify(str(out)) == []
 
 
+def test_a_passage_may_be_denied(corpus: Path) -> None:
+    """By the id that is shown for it, or its content: a build that goes on ends where a fresh one does."""
+    run("build", corpus)
+    examples = open_dataset(str(corpus / "out" / "examples"))
+    named = examples.row(0).segments[0].record
+    denied = f"[{named},{examples.row(examples.rows - 1).exact.hex()}]"
+    for out in ("out", "fresh"):
+        run("build", corpus, out, "--set", f"sources.qa.deny={denied}")
+    again = open_dataset(str(corpus / "out" / "examples"))
+    assert again.manifest["ledger"]["reasons"]["dropped: denied"] == 2 and again.rows == examples.rows - 2
+    for name in ("questions", "examples", "packed-400"):
+        assert open_dataset(str(corpus / "out" / name)).root == open_dataset(str(corpus / "fresh" / name)).root
+
+
+def test_books_of_one_id_are_told_apart(corpus: Path) -> None:
+    rows = [{"id": "same", "text": text} for text in (BOOKS["fox.txt"], BOOKS["mill.txt"], BOOKS["fox.txt"])]
+    (corpus / "books.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run("build", corpus, "out", "--set", "sources.qa.path=" + str(corpus / "books.jsonl"), "--set",
+        "sources.qa.columns.id=id")  # fmt: skip
+    assert verify(str(corpus / "out")) == []
+    texts = {books.content_hash(row["text"]).hex() for row in rows}
+    examples = open_dataset(str(corpus / "out" / "examples"))
+    assert {ref["content"] for _, s in segments(examples) for _, _, ref in told(s, "book")} == texts
+
+
+def test_a_book_and_questions_about_it_are_no_near_duplicates(corpus: Path) -> None:
+    recipe = yaml.safe_load((corpus / "recipe.yaml").read_text()) | {"duplicates": "near"}
+    recipe["sources"].append({"name": "plain", "kind": "books", "path": "books"})
+    (corpus / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    run("build", corpus)
+    listed = pq.read_table(corpus / "out" / "examples" / "duplicates.parquet").to_pylist()
+    assert listed and all(d["source"] == d["of_source"] == "qa" for d in listed)  # the miller's book repeats itself
+
+
 def test_what_had_no_reply_is_asked_again(corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     """A run that failed asks again by itself; one within the limit where `questions` is called again."""
     healthy, asked = question_rows.ask, []
@@ -227,13 +262,15 @@ def test_as_many_chunks_are_joined_as_fit(data: st.DataObject) -> None:
     source = BookQuestionsSource.model_validate(
         {"name": "s", "kind": "book-questions", "path": "p", "chunk": size, "length": max(256, length), "trained": 0.2}
     )
-    costs = {n: Cost(data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))) for n in range(len(sizes)) if n % 5}
+    costs = {
+        n: Cost(data.draw(st.integers(1, 4 * size)), data.draw(st.integers(1, 9))) for n in range(len(sizes)) if n % 5
+    }
     drawn = [Question(n, "", "", {}) for n in data.draw(st.permutations(sorted(costs)))]
 
     def tokens(count: int) -> int:
         chosen = choose(drawn, costs, 0, count, sum(sizes[:count]), source)
         assert len({q.chunk for q in chosen}) == len(chosen) and all(q.chunk < count for q in chosen)
-        return sum(sizes[:count]) + sum(sum(costs[q.chunk]) for q in chosen)
+        return sum(sizes[:count]) + sum(sum(costs[q.chunk]) + SPARE for q in chosen)
 
     count = fitting(sizes, 0, drawn, costs, source, length)
     assert count == max((n for n in range(1, len(sizes) + 1) if tokens(n) <= length), default=1)

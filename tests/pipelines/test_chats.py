@@ -16,6 +16,7 @@ from worldloom.pipelines.chats import rows
 from worldloom.pipelines.models import vocabulary_of
 from worldloom.pipelines.records import BadRecord, Chat, Found, Media, Medium, Turn
 from worldloom.pipelines.scratch import scratch
+from worldloom.pipelines.tokenize import _names
 from worldloom.recipe import Recipe
 from worldloom.tokenizers.codebook import Codebook
 from worldloom.tokenizers.text import load
@@ -119,6 +120,15 @@ CASES: list[tuple[Found, dict[str, Any], str]] = [
     (chat(0, HI, "I\u2019m sorry, but I can\u2019t help."), {"refusals": "drop"}, "filter dropped refusal"),
     (chat(0, HI, "I am sorry, but I can't help."), {}, "kept"),
     (chat(0, HI, "She said: I'm sorry."), {"refusals": "drop"}, "kept"),
+    (chat(0, HI, "I cannot recommend this book enough."), {"refusals": "drop"}, "kept"),
+    (chat(0, HI, "Sorry to hear that! Here are five steps."), {"refusals": "drop"}, "kept"),
+    (chat(0, HI, "I can't wait to show you."), {"refusals": "drop"}, "kept"),
+    (chat(0, HI, "I won't lie, it is good."), {"refusals": "drop"}, "kept"),
+    (chat(0, HI, "My training data was split 80/20."), {"refusals": "drop"}, "kept"),
+    (chat(0, HI, "Sorry, but I can't do that."), {"refusals": "drop"}, "filter dropped refusal"),
+    (chat(0, HI, "I cannot provide that."), {"refusals": "drop"}, "filter dropped refusal"),
+    (chat(0, HI, "I apologize, but I am unable to say."), {"refusals": "drop"}, "filter dropped refusal"),
+    (chat(0, HI, "Unfortunately, I don't have access to it."), {"refusals": "drop"}, "filter dropped refusal"),
     (chat(0, HI, "Well, as an AI language model I doubt it."), {"refusals": "drop"}, "filter dropped boilerplate"),
     (chat(0, "As an AI, what do you say?", ANSWER), {"refusals": "drop"}, "kept"),
     (chat(0, HI, "See https://x.example"), {"patterns": [r"https?://\S+"]}, r"filter dropped matches https?://\S+"),
@@ -136,7 +146,7 @@ def test_what_keeps_a_chat_out(
     recipe = recipe_of(small_model, codebook, filters={"min_side": SIZE} | filters)
     neighbours = [chat(1, (HI, shown(7)), ANSWER), record, chat(2, HI, ANSWER)]
     before, found, after = done(recipe, neighbours)
-    if record is not neighbours[0] and not filters:
+    if not filters:
         assert (outcome(before), outcome(after)) == ("kept", "kept")
     assert outcome(found).startswith(expected)
     if isinstance(found, Reject):
@@ -166,6 +176,17 @@ def test_what_is_denied_is_out(small_model: Path, codebook: Path) -> None:
     found = done(recipe, records, denied)
     assert [outcome(f) for f in found] == ["filter dropped denied"] * 4
     assert [f.url for f in found] == ["", "", "", "http://a.example/x.png"]  # type: ignore[union-attr]
+
+
+def test_a_row_s_url_is_told(small_model: Path) -> None:
+    """So that a deny list that names it later takes the chat out, as it would have before."""
+    recipe = recipe_of(small_model, None)
+    (found,) = done(recipe, [chat(0, HI, ANSWER, columns={"url": "http://a.example/0"})])
+    assert isinstance(found, Row) and "http://a.example/0" in _names(found)
+    (found,) = done(
+        recipe, [chat(0, HI, ANSWER, columns={"url": "http://a.example/0"})], frozenset({"http://a.example/0"})
+    )
+    assert outcome(found) == "filter dropped denied"
 
 
 def test_exact_duplicates_say_and_show_the_same(small_model: Path, codebook: Path) -> None:
@@ -243,7 +264,7 @@ def test_a_clip_is_one_content_whichever_of_its_frames_are_chosen(
         for i in range(40):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((SIZE, SIZE, 3), 6 * i, np.uint8))))
         container.mux(stream.encode())
-    told = []
+    told = []  # two that draw windows of one clip must not share the first one's
     for more in ({"sampling": "window", "frames": 4}, {"sampling": "uniform", "frames": 9}):
         recipe = recipe_of(small_model, codebook, **more)
         found = done(recipe, [chat(n, (HI, Medium("video", Media(path=str(path)))), ANSWER) for n in range(6)])

@@ -1,7 +1,7 @@
 """What the eval side has is taken out of train: exactly what a set of tuples says, and every token counted."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -145,9 +145,20 @@ def test_train_holds_what_a_set_of_tuples_leaves(tmp_path: Path, write_examples:
     )
 
 
-def test_beam_lists_what_a_plain_loop_does(
-    tmp_path: Path, write_examples: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+ENGINES = {
+    "in memory": [],
+    "multi-process": ["--direct_running_mode=multi_processing", "--direct_num_workers=2"],
+    "dask": ["--runner=apache_beam.runners.dask.dask_runner.DaskRunner"],
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.filterwarnings("ignore")  # the engines' own
+def test_an_engine_lists_what_a_plain_loop_does(
+    tmp_path: Path, write_examples: Callable[..., str], monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
+    if engine == "dask":
+        pytest.importorskip("distributed", reason="SKIPPED FOR LACK OF DASK: pip install 'apache-beam[dask]'")
     monkeypatch.setattr("worldloom.packing.shard.BATCH_TOKENS", 300)  # several record batches in a shard
     units = toy(7)
     url = write_examples(str(tmp_path / "examples"), units, VOCABULARY, 7, SHARE)
@@ -157,11 +168,36 @@ def test_beam_lists_what_a_plain_loop_does(
     listed = naive([row for rows in units.values() for row in rows], 7)[3]
     assert len(plain) == len(listed) and (np.diff(plain.astype(object)) > 0).all()
     monkeypatch.setattr(beam_jobs, "RUNS", 300)
-    for tokens in (10, 1000):  # in one slice, in three
-        said = beam_jobs.run_eval_ngrams(search, [], tokens)
+    for tokens in (10, 1000) if engine == "in memory" else (1000,):  # in one slice, in three
+        said = beam_jobs.run_eval_ngrams(search, ENGINES[engine], tokens)
         found = read(search.folder, N, said.content)
         assert isinstance(found, np.memmap) and found.tolist() == plain.tolist() and said.hashes == len(plain)
     assert not [name for name in search.folder.names() if name.startswith(".tmp")]
+
+
+def test_each_shard_is_read_once_and_a_slice_holds_its_own_hashes_only(
+    tmp_path: Path, write_examples: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = write_examples(str(tmp_path / "examples"), toy(7), VOCABULARY, 7, SHARE)
+    search = Search(url, Dataset(url).root, N, 7, SHARE)
+    asked: list[str] = []
+    sizes: list[int] = []
+    hashes, merged = eval_ngrams.hashes, eval_ngrams.merge
+
+    def counted(search: Search, path: str) -> Iterator[np.ndarray]:
+        asked.append(path)
+        return hashes(search, path)
+
+    def measured(search: Search, slices: int) -> eval_ngrams.Listed:
+        sizes.extend(search.folder.size(search.draft(number)) or 0 for number in range(slices))
+        return merged(search, slices)
+
+    monkeypatch.setattr(eval_ngrams, "hashes", counted)
+    monkeypatch.setattr(eval_ngrams, "merge", measured)
+    monkeypatch.setattr(beam_jobs, "RUNS", 100)
+    listed = beam_jobs.run_eval_ngrams(search, [], 1000)
+    assert sorted(asked) == sorted(path for source in search.parts() for path, _ in shards_of(search.folder, source))
+    assert len(sizes) == 10 and sum(sizes) == 8 * listed.hashes and max(sizes) < 2 * listed.hashes
 
 
 @given(st.lists(st.integers(0, 3), max_size=60), st.lists(st.booleans(), min_size=60, max_size=60), st.integers(1, 17))
@@ -214,8 +250,8 @@ def test_the_list_is_made_once_and_units_follow_its_content(
 
     def in_memory(search: Search, flags: list[str], tokens: int) -> eval_ngrams.Listed:
         made.append(search.n)
-        found = find_in_memory(search, [p for s in search.parts() for p, _ in shards_of(search.folder, s)])
-        eval_ngrams.write_slice(search, 0, [found.tobytes()])
+        drafts = [eval_ngrams.write_shard(search, p, 1) for s in search.parts() for p, _ in shards_of(search.folder, s)]
+        eval_ngrams.write_slice(search, 0, 1, drafts)
         return merge(search, 1)
 
     monkeypatch.setattr(beam_jobs, "run_eval_ngrams", in_memory)
@@ -236,19 +272,41 @@ def test_the_list_is_made_once_and_units_follow_its_content(
         run_in_memory(other)
 
 
+def test_another_split_or_version_makes_another_list(
+    tmp_path: Path, write_examples: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units = toy(1)
+    rows = [row for rows in units.values() for row in rows]
+    counts = []
+    for share in (SHARE, 0.6, SHARE):
+        url = write_examples(str(tmp_path / "examples"), units, VOCABULARY, 1, share)
+        job = with_eval_ngrams(pack_job(url, str(tmp_path / "out"), section()), [])
+        held = [e for e, h in rows if in_eval(1, share, h.hex())]
+        counts.append(len(read(Folder(url), N, job.ngrams)))
+        assert counts[-1] == len({run for e in held for _, run in windows(e)})
+    assert counts[0] == counts[2] < counts[1]
+    search = Search(url, job.root, N, 1, SHARE)
+    others = [replace(search, **changed) for changed in ({"root": "x"}, {"n": 6}, {"seed": 2}, {"share": 0.31})]
+    keys = {each.key for each in (search, replace(search), *others)}
+    monkeypatch.setattr(eval_ngrams, "__version__", "0.0.0")
+    assert len(keys) == 5 and search.key not in keys
+
+
 def test_a_list_that_no_worker_wrote_is_missed(tmp_path: Path, write_examples: Callable[..., str]) -> None:
     url = write_examples(str(tmp_path / "examples"), toy(1), VOCABULARY, 1, SHARE)
     search = Search(url, "", N, 1, SHARE)
-    eval_ngrams.write_slice(search, 0, [])
+    eval_ngrams.write_slice(search, 0, 2, [])
     with pytest.raises(RunFailed, match="can every worker write to"):
         merge(search, 2)
+    with pytest.raises(RunFailed, match="can every worker write to"):
+        eval_ngrams.write_slice(search, 1, 2, ["another-worker-has-it"])
     assert read_said(Folder(url), N) is None and not Folder(url).exists(list_name(N))
 
 
 def test_an_empty_eval_side_takes_nothing_out(tmp_path: Path, write_examples: Callable[..., str]) -> None:
     url = write_examples(str(tmp_path / "examples"), toy(1), VOCABULARY, 1, 1e-9)
     search = Search(url, Dataset(url).root, N, 1, 1e-9)
-    eval_ngrams.write_slice(search, 0, [])
+    eval_ngrams.write_slice(search, 0, 1, [])
     job = with_eval_ngrams(pack_job(url, str(tmp_path / "out"), section()), []) if merge(search, 1) else None
     assert job and read(Folder(url), N, job.ngrams).tolist() == []
     assert pack(url, str(tmp_path / "out"), section(), [], 1)["ledger"]["tokens_cut"] == 0

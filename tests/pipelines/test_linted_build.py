@@ -34,6 +34,12 @@ MISTAKES: dict[str, tuple[Callable[[Example], Example], str]] = {
     "no answer": (lambda e: replace(answered(e, 3, last(e)), spans=()), "without an answer"),
     "a question trained": (lambda e: answered(e, 4, last(e), [3, *range(4, last(e))]), "trains a token outside"),
     "half trained": (lambda e: answered(e, 4, last(e), [4]), "an answer that is not trained throughout"),
+    "two answers in one place": (
+        lambda e: replace(
+            answered(e, 4, last(e)), spans=(*answered(e, 4, last(e)).spans, Span(6, last(e), "assistant"))
+        ),
+        "has answers that overlap",
+    ),
     "cut": (
         lambda e: answered(replace(e, tokens=np.append(e.tokens[:-1], e.tokens[4])), 3, last(e)),
         "without the end",

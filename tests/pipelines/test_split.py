@@ -56,6 +56,16 @@ def test_the_keys_are_the_contents_or_the_hash_of_the_whole() -> None:
     assert content_keys((*others, spans[0]), exact) == {"aa"}
 
 
+STRANGE = ['["content"', "[" * 10**5 + '"content"', '{"content": ["x"]}', '{"content": {"x": 1}}', '{"content": null}']
+
+
+@pytest.mark.parametrize("ref", [*STRANGE, '{"content": 7}', '{"content": true}', '["content"]', '"content"'])
+def test_what_is_no_content_tells_nothing(ref: str) -> None:
+    exact = bytes(range(16))
+    assert content_keys((Span(0, 1, "image", ref),), exact) == {exact.hex()}
+    assert content_keys((Span(0, 1, "image", ref), Span(0, 1, "x", '{"content": "aa"}')), exact) == {"aa"}
+
+
 @given(st.lists(st.text(max_size=5), min_size=1, max_size=5), st.floats(0, 1), st.integers(0, 9))
 @settings(max_examples=50, deadline=None)
 def test_an_example_is_on_the_side_of_all_its_contents(keys: list[str], share: float, seed: int) -> None:
