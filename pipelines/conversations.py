@@ -52,7 +52,7 @@ PLACE = re.compile(rf"(?:\r?\n)?{TAG}(?:\r?\n)?")
 BARE = re.compile(rf"\A\s*{TAG}|\n{TAG}\s*\Z")
 LINK = re.compile(r"https?://", re.IGNORECASE)
 DATA = re.compile(r"data:[^,]{0,256};base64,", re.IGNORECASE)
-# What stands in every row that names a file: columns, and what kind a turn's part is. An escaped letter may hide it.
+# Columns, of which a row that names a file has one; in JSON as bytes, or hidden by a letter that is escaped.
 NAMING = (*MESSAGES, *CONVERSATIONS, "video_id", *sum(CHAT_MEDIA.values(), ()))
 KEY = re.compile(b'"(?:%s)"' % "|".join(NAMING).encode())
 ESCAPED = re.compile(rb"\\u00[4-7]")
@@ -118,7 +118,7 @@ def named_versions(source: ChatSource, part: Part) -> str:
 
 
 def _may_name_files(source: ChatSource, part: Part) -> bool:
-    """May rows of a part name files? Told without parsing them, since most of UltraChat's size name none."""
+    """May rows of a part name files? Told without parsing them: all of UltraChat's name none."""
     if source.media:  # its path may be made of any column
         return True
     if form_of(part.url) == "parquet":
@@ -129,8 +129,9 @@ def _may_name_files(source: ChatSource, part: Part) -> bool:
 
 
 def _blocks(file: BinaryIO, part: Part, most: int) -> Iterator[bytes]:
-    """Yield the bytes of a part, the line of `most` bytes that ends behind it too, in blocks that overlap by a key."""
-    file.seek(part.start)
+    """Yield the bytes of a part, and of the line that ends behind it up to `most`, in blocks that overlap by a key."""
+    if part.start:  # what is compressed is one part, and cannot seek
+        file.seek(part.start)
     left, last = part.end - part.start if part.end >= 0 else sys.maxsize, b""
     while left > 0 and (block := file.read(min(BLOCK, left))):
         yield last + block

@@ -39,6 +39,35 @@ def test_text_stages_have_the_paper_s_numbers(stage):
     assert (recipe.pack[0].length, filters.min_tokens, filters.max_tokens) == BANDS[stage]
 
 
+# LWM's figures: reference tables 1.1, 1.2 and 1.3 of the paper's stages (arXiv 2402.08268 v4, Tables 11 and 13).
+TEXT_CHAT = {"128k": (2**17, 100_000), "256k": (2**18, 200_000), "512k": (2**19, 500_000), "1m": (2**20, 1_000_000)}
+CHAT = {"32k": (2**15, 100), "128k": (2**17, 450), "1m": (2**20, 4000)}
+
+
+@pytest.mark.parametrize("stage", TEXT_CHAT)
+def test_text_chat_is_seven_to_three_and_packed_apart(stage):
+    length, shortest = TEXT_CHAT[stage]
+    recipe = load_recipe(ROOT / "recipes" / "lwm" / f"text-chat-{stage}.yaml")
+    chats, books = recipe.sources
+    assert (books.chunk, books.length, books.trained, books.filters.min_tokens) == (1000, length, 0.01, shortest)
+    assert [(p.sources, p.share, p.length) for p in recipe.pack] == [
+        ([chats.name], 0.7, length),
+        ([books.name], 0.3, length),
+    ]
+    assert {str(p.weights) for p in recipe.pack} == {"lwm"}
+
+
+@pytest.mark.parametrize("stage", CHAT)
+def test_chat_is_four_tasks_in_equal_shares(stage):
+    length, frames = CHAT[stage]
+    recipe = load_recipe(ROOT / "recipes" / "lwm" / f"chat-{stage}.yaml")
+    asked = [s for s in recipe.sources if s.kind == "chat" and s.name != "sharegpt4v"]
+    assert {(s.frames, s.sampling) for s in asked} == {(frames, "uniform")} and len(asked) == 2
+    assert {s.render.form for s in recipe.sources if s.kind in ("image-text", "video-text")} == {"chat"}
+    assert [(p.share, p.length, str(p.weights)) for p in recipe.pack] == [(0.25, length, "lwm")] * 4
+    assert recipe.pack[3].frames == "fit" and sorted(recipe.pack[3].sources) == ["valley", "videochatgpt"]
+
+
 def snippets() -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
 

@@ -3,6 +3,7 @@
 import base64
 import itertools
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -514,8 +515,84 @@ def test_chats_without_files_have_no_versions(tmp_path: Path) -> None:
         assert [named_versions(made, part) for part, _ in list_parts(made)] == [""]
 
 
-def test_ultrachat_is_not_read_for_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = source(write(tmp_path / "a.jsonl", ULTRACHAT))
+def packed(path: Path, codec: str) -> Path:
+    """Compress a file of JSON; the packed one takes its place."""
+    if not codec:
+        return path
+    target = path.with_name(path.name + codec)
+    target.write_bytes(pa.compress(path.read_bytes(), "gzip", asbytes=True))
+    path.unlink()
+    return target
+
+
+FORMS = [("a.json", ""), ("a.jsonl", ""), ("a.json", ".gz"), ("a.jsonl", ".gz"), ("a.parquet", "")]
+NAMED = [
+    asked("x", "y", image="1.jpg"),
+    asked("x", "y", images=["1.jpg"]),
+    messages(("user", [{"type": "input_image", "path": "1.jpg"}]), ("assistant", [{"type": "text", "text": "y"}])),
+    {"q": "x", "a": "y", "video_id": "1"},
+    {"data": ["x", "y"], "image": "1.jpg"},
+    {"data": ["x", "y"], "videos": ["1"]},
+]
+
+
+@pytest.mark.parametrize(("name", "codec"), FORMS)
+@pytest.mark.parametrize("row", NAMED, ids=lambda row: "-".join(row))
+def test_a_picture_behind_chats_of_another_shape_counts(tmp_path: Path, name: str, codec: str, row: Any) -> None:
+    """A row far behind UltraChat's, in every unit that it may fall into."""
+    path = packed(write(tmp_path / name, [{"id": str(i), "data": ["x" * 999, "y"]} for i in range(20)] + [row]), codec)
+    for unit in (1, 2**10, 2**25):
+        made = source(path, unit_bytes=unit)
+        parts = [part for part, _ in list_parts(made)]
+        before = [named_versions(made, part) for part in parts]
+        for media in ("1.jpg", "1.mp4"):
+            (tmp_path / media).write_bytes(b"x")
+        after = [named_versions(made, part) for part in parts]
+        assert sum(a != b for a, b in zip(before, after, strict=True)) == 1
+        for media in ("1.jpg", "1.mp4"):
+            (tmp_path / media).unlink()
+
+
+@pytest.mark.parametrize("at", range(2**20 - 12, 2**20 + 2))
+def test_a_key_may_lie_across_blocks(tmp_path: Path, at: int) -> None:
+    head, tail = '{"data": ["', '", "y"], "image": "1.jpg"}\n'
+    (tmp_path / "a.jsonl").write_text(head + "x" * (at - len(head) - tail.index('"image"')) + tail)
+    (tmp_path / "1.jpg").touch()
+    made = source(tmp_path / "a.jsonl")
+    ((part, _),) = list_parts(made)
+    assert (tmp_path / "a.jsonl").read_bytes()[at : at + 7] == b'"image"' and named_versions(made, part)
+
+
+@pytest.mark.parametrize(
+    "row", ['{"data": ["x", "y"], "im\\u0061ge": "1.jpg"}', '{"data": ["x\\n<image>", "y"], "id": "1"}']
+)
+def test_what_hides_a_name_is_no_way_out(tmp_path: Path, row: str) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps(ULTRACHAT[0]) + "\n" + row + "\n")
+    made = source(tmp_path / "a.jsonl", **({"media": "{id}.jpg"} if "<image>" in row else {}))
+    ((part, _),) = list_parts(made)
+    before = named_versions(made, part)
+    (tmp_path / "1.jpg").touch()
+    assert named_versions(made, part) != before
+
+
+def test_what_a_damaged_file_names_counts_as_far_as_it_is_read(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    rows = [asked(rng.randbytes(500).hex(), "y", image="1.jpg") for _ in range(2000)]
+    path = packed(write(tmp_path / "a.jsonl", rows), ".gz")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    made = source(path)
+    ((part, _),) = list_parts(made)
+    before = named_versions(made, part)
+    (tmp_path / "1.jpg").touch()
+    assert named_versions(made, part) != before
+
+
+@pytest.mark.parametrize(("name", "codec"), FORMS)
+def test_ultrachat_is_not_parsed_for_versions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, codec: str
+) -> None:
+    rows = [*ULTRACHAT, {"data": ["An \u00e9tude, of images?", 'A "video": an "image", or a video_id']}]
+    made = source(packed(write(tmp_path / name, rows), codec))
     ((part, _),) = list_parts(made)
     monkeypatch.delattr("worldloom.pipelines.conversations.read_rows")
     assert named_versions(made, part) == ""

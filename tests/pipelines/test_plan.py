@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from worldloom.cli import main
 from worldloom.pipelines.plan import plan_source
 from worldloom.pipelines.reading.listing import list_parts
 from worldloom.pipelines.sampling import marked, sample, spread
@@ -146,3 +147,24 @@ def test_parts_are_taken_from_all_over_and_each_once() -> None:
 def test_the_last_of_items_is_marked() -> None:
     assert list(marked("")) == [] and list(marked("a")) == [("a", True)]
     assert list(marked("abc")) == [("a", False), ("b", False), ("c", True)]
+
+
+def test_a_chat_stage_of_lwm_is_planned(
+    real_data: Path, llama_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sequences, fill, bytes and shares of both sets, and what the mixture wants of each."""
+    words = (real_data / "books" / "alice.txt").read_text().split()
+    rows = [{"id": str(n), "data": [" ".join(words[n : n + 9]), " ".join(words[n : n + 300])]} for n in range(400)]
+    (tmp_path / "ultra.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = Path(__file__).parents[2] / "recipes" / "lwm" / "text-chat-128k.yaml"
+    books = real_data / "books" / "pride-and-prejudice.txt"
+    given = {"vocabulary.text": llama_model, "sources.ultrachat.path": tmp_path / "ultra.jsonl"}
+    given |= {"sources.book-qa.path": books}
+    sets = [part for key, value in given.items() for part in ("--set", f"{key}={value}")]
+    assert main(["plan", str(recipe), "--json", *sets]) == 0
+    packs = json.loads(capsys.readouterr().out)["packs"]
+    assert [p["mixture"] for p in packs.values()] == [0.7, 0.3]
+    assert sum(p["share"] for p in packs.values()) == pytest.approx(1)
+    for plan in packs.values():
+        assert plan["bytes"] == 2 * 131072 * plan["sequences"] > 0
+        assert plan["fill"] == pytest.approx(plan["tokens"] / (131072 * plan["sequences"]), rel=1e-6)

@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 from worldloom.errors import UserError
-from worldloom.packing.storage import Folder
+from worldloom.packing.storage import TEMPORARY, Folder
 from worldloom.pipelines.asking.ask import ask
 from worldloom.pipelines.asking.outcome import Chunk, Outcome, Pair, Usage
+from worldloom.pipelines.asking.replies import sweep
 from worldloom.pipelines.media import Unfit
 from worldloom.sources import QuestionsSection
 
@@ -121,7 +122,7 @@ def oracle() -> Iterator[Oracle]:
 def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Let the client wait less between its tries, and find nothing that belongs to this machine."""
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.02)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("WORLDLOOM_API_KEY", raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("TMPDIR", str(tmp_path_factory.mktemp("rates")))
 
@@ -331,8 +332,8 @@ def test_a_reply_that_stays_invalid_fails_and_is_counted(oracle: Oracle, tmp_pat
 
 
 def test_what_is_sent(oracle: Oracle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MY_API_KEY", " sk-secret\n")
-    asked(oracle, tmp_path, 2, key="MY_API_KEY", temperature=0.25, max_tokens=99, prompt="Ask of {}!")
+    monkeypatch.setenv("WORLDLOOM_MY_API_KEY", " sk-secret\n")
+    asked(oracle, tmp_path, 2, key="WORLDLOOM_MY_API_KEY", temperature=0.25, max_tokens=99, prompt="Ask of {}!")
     one, two = sorted((one.body for one in oracle.asked), key=lambda body: body["messages"][0]["content"])
     assert one["messages"] == [{"role": "user", "content": f"Ask of {passage(0).text}!"}]
     assert (one["model"], one["temperature"], one["max_tokens"]) == ("m", 0.25, 99)
@@ -341,7 +342,33 @@ def test_what_is_sent(oracle: Oracle, tmp_path: Path, monkeypatch: pytest.Monkey
     assert form["type"] == "json_schema" and form["json_schema"]["schema"]["required"] == ["question", "answer"]
     assert set(one) == {"model", "messages", "temperature", "max_tokens", "seed", "response_format"}
     assert all("authorization: bearer sk-secret\r\n" in one.head.lower() for one in oracle.asked)
-    assert not any(b"sk-secret" in path.read_bytes() for path in tmp_path.iterdir())
+    kept = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(kept) == 2 and not any(b"sk-secret" in path.read_bytes() for path in kept)
+
+
+def test_what_is_for_openai_is_not_sent(oracle: Oracle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No variable that OpenAI's client knows of: a recipe may name any url."""
+    names = ["API_KEY", "ADMIN_KEY", "ORG_ID", "PROJECT_ID", "WEBHOOK_SECRET", "API_TYPE", "API_VERSION"]
+    for name in names:
+        monkeypatch.setenv(f"OPENAI_{name}", "of-openai")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/of-openai")
+    headers = ["Authorization: Bearer of-openai", "User-Agent: of-openai", "Host: of-openai", "X-More: of-openai"]
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "\n".join(headers))
+    asked(oracle, tmp_path)
+    monkeypatch.setenv("WORLDLOOM_API_KEY", "sk-mine")
+    asked(oracle, tmp_path, temperature=0.1)
+    for one, key in zip(oracle.asked, ("none", "sk-mine"), strict=True):
+        assert "of-openai" not in one.head + json.dumps(one.body) and "openai-" not in one.head.lower()
+        assert f"authorization: bearer {key}\r\n" in one.head.lower()
+
+
+@pytest.mark.parametrize(
+    "key", ["OPENAI_API_KEY", "API_KEY", "WORLDLOOMAPI_KEY", "WORLDLOOM_TOKEN", "WORLDLOOM_x_API_KEY"]
+)
+def test_no_recipe_names_a_key_that_is_not_for_recipes(oracle: Oracle, key: str) -> None:
+    assert section(oracle).key == "WORLDLOOM_API_KEY" and section(oracle, key="WORLDLOOM_B2_API_KEY")
+    with pytest.raises(ValueError, match="key"):
+        section(oracle, key=key)
 
 
 @pytest.mark.parametrize(("structured", "form"), [("json_object", {"type": "json_object"}), ("none", None)])
@@ -388,6 +415,29 @@ def test_what_was_paid_for_is_not_asked_again(oracle: Oracle, tmp_path: Path, fo
     assert len(oracle.asked) == 18
 
 
+def test_what_the_limit_is_called_is_nothing_to_pay_for(oracle: Oracle, tmp_path: Path) -> None:
+    first = asked(oracle, tmp_path, limited_by="max_completion_tokens")
+    assert oracle.asked[0].body["max_completion_tokens"] == 256 and "max_tokens" not in oracle.asked[0].body
+    assert asked(oracle, tmp_path) == first and len(oracle.asked) == 1
+    asked(oracle, tmp_path, max_tokens=99)
+    assert len(oracle.asked) == 2
+
+
+def test_replies_lie_in_folders_that_are_swept(oracle: Oracle, tmp_path: Path) -> None:
+    asked(oracle, tmp_path, 40)
+    kept = list(tmp_path.rglob("*.json"))
+    assert len(kept) == 40 and all(re.fullmatch(r"[0-9a-f]{32}", path.stem) for path in kept)
+    assert {path.parent for path in kept} == {tmp_path / path.stem[:2] for path in kept} == set(tmp_path.iterdir())
+    ended = subprocess.Popen(["true"])
+    ended.wait(10)
+    drafts = [path.with_name(f"{TEMPORARY}{ended.pid}-{n}") for n, path in enumerate(kept)]
+    live = kept[0].with_name(f"{TEMPORARY}{os.getppid()}-x")
+    for draft in [*drafts, live]:
+        draft.touch()
+    assert sweep(Folder(str(tmp_path))) == 40 and sweep(Folder(str(tmp_path / "none"))) == 0
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == {*kept, live}
+
+
 def test_the_same_passage_is_asked_about_once(oracle: Oracle, tmp_path: Path) -> None:
     chunks = [Chunk(f"book{number}#0", passage(0).text) for number in range(8)]
     outcomes = list(ask(chunks, section(oracle), 5, Folder(str(tmp_path))))
@@ -396,8 +446,7 @@ def test_the_same_passage_is_asked_about_once(oracle: Oracle, tmp_path: Path) ->
 
 def test_a_torn_or_strange_reply_is_none(oracle: Oracle, tmp_path: Path) -> None:
     before = asked(oracle, tmp_path, 6)
-    names = {name: json.loads((tmp_path / name).read_text()) for name in sorted(p.name for p in tmp_path.iterdir())}
-    torn, empty, strange, changed, swapped, whole = (tmp_path / name for name in names)
+    torn, empty, strange, changed, swapped, whole = sorted(tmp_path.rglob("*.json"))
     kept = [path.read_bytes() for path in (torn, empty, strange, changed, swapped, whole)]
     torn.write_bytes(kept[0][:40])
     empty.write_bytes(b"")
@@ -460,8 +509,8 @@ def status(line: str, said: str = "because") -> Behave:
 @pytest.mark.parametrize(
     ("line", "mends"),
     [
-        ("401 Unauthorized", ["MY_API_KEY", "holds one that it does not take"]),
-        ("403 Forbidden", ["MY_API_KEY"]),
+        ("401 Unauthorized", ["WORLDLOOM_MY_API_KEY", "holds one that it does not take"]),
+        ("403 Forbidden", ["WORLDLOOM_MY_API_KEY"]),
         ("404 Not Found", ["questions.url", "questions.model", "'m'"]),
         ("400 Bad Request", ["questions.structured to json_object or none"]),
         ("422 Unprocessable Entity", ["questions.structured to json_object or none"]),
@@ -473,9 +522,9 @@ def status(line: str, said: str = "because") -> Behave:
 def test_a_server_that_refuses_everything_ends_the_run(
     oracle: Oracle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, mends: list[str]
 ) -> None:
-    monkeypatch.setenv("MY_API_KEY", "sk-secret")
+    monkeypatch.setenv("WORLDLOOM_MY_API_KEY", "sk-secret")
     oracle.behave = status(line, "no, sk-secret is not good")
-    said = refused(oracle, tmp_path, 1000, key="MY_API_KEY", retries=1)
+    said = refused(oracle, tmp_path, 1000, key="WORLDLOOM_MY_API_KEY", retries=1)
     assert all(part in said for part in [oracle.url, line[:3], "no, [key] is not good", *mends])
     assert "sk-secret" not in said and len(oracle.asked) <= 40
 
@@ -529,9 +578,9 @@ def test_a_url_that_nobody_has(oracle: Oracle, tmp_path: Path, url: str) -> None
 
 
 def test_a_key_that_is_none(oracle: Oracle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MY_API_KEY", "sk-\nsecret")
-    said = refused(oracle, tmp_path, key="MY_API_KEY")
-    assert "MY_API_KEY" in said and "secret" not in said
+    monkeypatch.setenv("WORLDLOOM_MY_API_KEY", "sk-\nsecret")
+    said = refused(oracle, tmp_path, key="WORLDLOOM_MY_API_KEY")
+    assert "WORLDLOOM_MY_API_KEY" in said and "secret" not in said
 
 
 # Processes.
@@ -573,7 +622,7 @@ def test_no_reply_is_paid_for_twice_after_a_kill(oracle: Oracle, tmp_path: Path)
         process.kill()
         process.wait(10)
     before = [json.dumps(one.body, sort_keys=True) for one in oracle.asked]
-    kept = sum(path.suffix == ".json" for path in tmp_path.iterdir())
+    kept = len(list(tmp_path.rglob("*.json")))
     assert 10 <= kept <= len(before) <= kept + 4 + 4  # those in flight, and those whose reply came meanwhile
     outcomes = asked(oracle, tmp_path, 100, at_once=4)
     assert all(isinstance(o.found, Pair) for o in outcomes)
