@@ -9,12 +9,13 @@ import yaml
 from ..errors import UserError
 from ..packing.dataset import Dataset
 from ..packing.ledger import FAILED, NO_REPLY
-from ..packing.manifest import MANIFEST, read_manifest, sweep_drafts
+from ..packing.manifest import MANIFEST, read_manifest
 from ..packing.report import UNITS, finished_units, read_report, report_name
 from ..packing.storage import Folder
 from ..recipe import PackSection, Recipe
 from ..sources import BookQuestionsSource, Source
 from . import duplicates, eval_ngrams
+from .asking.replies import sweep
 from .deny import with_deny_lists
 from .job import Job, finish, is_done, prepare, reopen
 from .pack import PackJob
@@ -70,12 +71,12 @@ def ask(recipe: Recipe, folder: Folder, flags: list[str], workers: int) -> dict[
     job = TokenizeJob(recipe, folder.sub(QUESTIONS).url, replies=folder.sub(REPLIES).url)
     if not job.parts():
         return {}
-    if not job.folder.exists(MANIFEST):
+    if not (complete := job.folder.exists(MANIFEST)):
         forget_unanswered(job.folder)
     described = {**describe_examples(job), "duplicates": "none"}
     made = run(job, "questions", described, recipe.limits.failed, flags, workers)
-    if (replies := Folder(job.replies)).local:  # elsewhere a file is there whole or not at all
-        sweep_drafts(replies)
+    if not complete:  # drafts are what a kill left
+        sweep(Folder(job.replies))
     return {QUESTIONS: made}
 
 

@@ -134,8 +134,8 @@ def _blocks(file: BinaryIO, part: Part, most: int) -> Iterator[bytes]:
         file.seek(part.start)
     left, last = part.end - part.start if part.end >= 0 else sys.maxsize, b""
     while left > 0 and (block := file.read(min(BLOCK, left))):
-        yield last + block
-        left, last = left - len(block), (last + block)[-REACH:]
+        yield (seen := last + block)
+        left, last = left - len(block), seen[-REACH:]
     if form_of(part.url) == "jsonl":
         yield last + file.readline(most)
 

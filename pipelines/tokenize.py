@@ -228,7 +228,7 @@ def surroundings() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in ("kitoken", "numpy", "pyarrow")}}
 
 
-REACHED = {"url", "key", "at_once", "per_minute", "seconds", "retries", "dollars_in", "dollars_out"}
+REACHED = {"url", "key", "limited_by", "at_once", "per_minute", "seconds", "retries", "dollars_in", "dollars_out"}
 DENIABLE = {"document", "image", "video", "book"}
 PICTURES, CLIPS = ["pillow", "simplejpeg"], ["av"]
 DECODERS = {"image-text": PICTURES, "video-text": CLIPS, "chat": [*PICTURES, *CLIPS]}

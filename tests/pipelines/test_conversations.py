@@ -541,7 +541,7 @@ NAMED = [
 def test_a_picture_behind_chats_of_another_shape_counts(tmp_path: Path, name: str, codec: str, row: Any) -> None:
     """A row far behind UltraChat's, in every unit that it may fall into."""
     path = packed(write(tmp_path / name, [{"id": str(i), "data": ["x" * 999, "y"]} for i in range(20)] + [row]), codec)
-    for unit in (1, 2**10, 2**25):
+    for unit in (2**8, 2**10, 2**25):
         made = source(path, unit_bytes=unit)
         parts = [part for part, _ in list_parts(made)]
         before = [named_versions(made, part) for part in parts]
@@ -553,14 +553,17 @@ def test_a_picture_behind_chats_of_another_shape_counts(tmp_path: Path, name: st
             (tmp_path / media).unlink()
 
 
-@pytest.mark.parametrize("at", range(2**20 - 12, 2**20 + 2))
+@pytest.mark.parametrize("at", range(2**20 - 16, 2**20 + 2))
 def test_a_key_may_lie_across_blocks(tmp_path: Path, at: int) -> None:
-    head, tail = '{"data": ["', '", "y"], "image": "1.jpg"}\n'
-    (tmp_path / "a.jsonl").write_text(head + "x" * (at - len(head) - tail.index('"image"')) + tail)
+    """Where the longest begins, in a row that has no other."""
+    turns = [{"from": "user", "value": [{"type": "input_image", "path": "1.jpg"}]}, {"from": "gpt", "value": "y"}]
+    head, key = '{"id": "', '"conversations"'
+    text = head + "x" * (at - len(head) - len('", ')) + f'", {key}: {json.dumps(turns)}}}\n'
+    (tmp_path / "a.jsonl").write_text(text)
     (tmp_path / "1.jpg").touch()
     made = source(tmp_path / "a.jsonl")
     ((part, _),) = list_parts(made)
-    assert (tmp_path / "a.jsonl").read_bytes()[at : at + 7] == b'"image"' and named_versions(made, part)
+    assert text.index(key) == at and named_versions(made, part)
 
 
 @pytest.mark.parametrize(
