@@ -120,7 +120,13 @@ def hashes(search: Search, path: str) -> Iterator[np.ndarray]:
         chosen = np.array([side_of(search.seed, search.share, k) == "eval" for k in keys], bool)
         if chosen.any():
             marked = usable(batch, shard.vocabulary) & np.repeat(chosen, np.diff(batch.token_offsets))
-            yield np.unique(runs(batch.tokens, marked, search.n)[1])
+            yield _distinct(runs(batch.tokens, marked, search.n)[1])
+
+
+def _distinct(values: np.ndarray) -> np.ndarray:
+    """Sort hashes and keep each once: `numpy.unique` of NumPy 2.4 would tabulate them, in ten times the time."""
+    ranked = np.sort(values)
+    return ranked[np.concatenate(([True], ranked[1:] != ranked[:-1]))[: len(ranked)]]
 
 
 def sliced(values: np.ndarray, slices: int) -> np.ndarray:
@@ -144,7 +150,7 @@ def write_shard(search: Search, path: str, slices: int) -> str:
 def write_slice(search: Search, number: int, slices: int, drafts: Iterable[str]) -> None:
     """Write one slice of the list from what `write_shard` wrote, ascending, each hash once; again does no harm."""
     parts = [_part(search.folder, name, number, slices) for name in drafts]
-    search.folder.overwrite(search.draft(number), np.unique(np.frombuffer(b"".join(parts), "<u8")).tobytes())
+    search.folder.overwrite(search.draft(number), _distinct(np.frombuffer(b"".join(parts), "<u8")).tobytes())
 
 
 def _part(folder: Folder, name: str, number: int, slices: int) -> bytes:
@@ -196,7 +202,7 @@ def merge(search: Search, slices: int) -> Listed:
 def find_in_memory(search: Search, paths: Iterable[str]) -> np.ndarray:
     """List the hashes without an engine: what every engine must equal."""
     found = [values for path in paths for values in hashes(search, path)]
-    return np.unique(np.concatenate([np.empty(0, np.uint64), *found]))
+    return _distinct(np.concatenate([np.empty(0, np.uint64), *found]))
 
 
 def list_name(n: int) -> str:
