@@ -86,13 +86,14 @@ def of_book(
 ) -> Iterator[Passage]:
     """Join the chunks of a book up to the length, each run with questions about it, drawn by seed and record."""
     tokenizer = text_tokenizer(recipe.vocabulary.text)
-    drawn = sorted(questions, key=lambda q: fraction(recipe.seed, "ask", source.name, found.record, q.chunk))
+    drawn = {q.chunk: fraction(recipe.seed, "ask", source.name, found.record, q.chunk) for q in questions}
+    by_chunk = {q.chunk: q for q in questions}
     costs = {q.chunk: cost(q, tokenizer, source) for q in questions}
     sizes = [len(chunk) for chunk in chunks(book.ids, source.chunk)]
     first, room = 0, source.length - head_tokens(source, tokenizer)
     while first < len(sizes):
         most = first + max(1, room // source.chunk)
-        about = [q for q in drawn if first <= q.chunk < most]
+        about = [by_chunk[n] for n in sorted(drawn.keys() & range(first, most), key=drawn.__getitem__)]
         count = fitting(sizes[first:most], first, about, costs, source, room)
         low = first * source.chunk
         chosen = choose(about, costs, first, count, sum(sizes[first : first + count]), source)

@@ -81,11 +81,6 @@ def described(pending: Pending, source: MediaSource) -> dict[str, Any]:
         told["url"] = url
     if isinstance(source, VideoTextSource):
         kept = {name: pending.info[name] for name in ("start", "rate")}
-        told |= {
-            "content": pending.content,
-            **kept,
-            "frames": pending.info["chosen"],
-            "of": pending.info["total"],
-            "sampling": source.sampling,
-        }
+        told |= {**kept, "frames": pending.info["chosen"], "of": pending.info["total"]}
+        told |= {"sampling": source.sampling, "content": pending.content}
     return told

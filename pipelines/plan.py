@@ -167,8 +167,8 @@ def taken_apart(recipe: Recipe, source: Source, records: Iterable[tuple[Found, f
         return
     from .question_rows import guessed
 
+    asked = guessed(recipe, source)
     for found, place in records:
-        asked = guessed(recipe, source)
         for passage in passages(recipe, source, [found], frozenset(source.deny), asked):
             yield passage, place
 

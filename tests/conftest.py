@@ -52,7 +52,8 @@ def random_example(rng: np.random.Generator, length: int, record: str, vocabular
     while (left := length - 1 - draft.length) > 0:
         size = int(rng.integers(1, left + 1))
         vision = vocabulary.codes and rng.random() < 0.5
-        ids = rng.integers(vocabulary.text_size, vocabulary.eof, size) if vision else rng.integers(0, 300, size)
+        low, high = (vocabulary.text_size, vocabulary.eof) if vision else (0, vocabulary.text_size)
+        ids = rng.integers(low, high, size)
         ids[-1] = vocabulary.eov if vision else ids[-1]
         draft.add(ids, bool(rng.random() < 0.6), "image" if vision else "")
     draft.add([vocabulary.eos], trained=True)

@@ -104,7 +104,7 @@ def shown(form: str, models: dict[str, object], tmp_path: Path) -> str:
     out = io.StringIO()
     console = Console(file=out, width=110, highlight=False)
     console.print(render_row(row_detail(dataset, 0, decode=decoder(dataset, None))))
-    text = re.sub(r"-[0-9a-f]{32}\.arrow", "-….arrow", out.getvalue())
+    text = re.sub(r"\b[0-9a-f]{32}\b", "…", out.getvalue())  # digests
     ids = "ids     " + " ".join(map(str, example.tokens.tolist()))
     flags = "trained " + " ".join(
         str(int(t)).rjust(len(str(i))) for i, t in zip(example.tokens, example.trained, strict=True)
