@@ -112,7 +112,7 @@ def test_clips_that_are_asked_about_are_thinned(world: Path, built: dict[str, st
 
 
 def test_any_number_of_workers_makes_the_same_bytes(world: Path, built: dict[str, str], tmp_path: Path) -> None:
-    assert build(world, tmp_path / "out", "--workers", "3") == built
+    assert build(world, tmp_path / "out", "--workers", "2") == built
 
 
 def test_what_is_shown_is_on_one_side_of_the_split(world: Path, built: dict[str, str]) -> None:

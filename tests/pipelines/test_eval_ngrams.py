@@ -148,7 +148,6 @@ def test_train_holds_what_a_set_of_tuples_leaves(tmp_path: Path, write_examples:
 ENGINES = {
     "in memory": [],
     "multi-process": ["--direct_running_mode=multi_processing", "--direct_num_workers=2"],
-    "dask": ["--runner=apache_beam.runners.dask.dask_runner.DaskRunner"],
 }
 
 
@@ -157,8 +156,6 @@ ENGINES = {
 def test_an_engine_lists_what_a_plain_loop_does(
     tmp_path: Path, write_examples: Callable[..., str], monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
-    if engine == "dask":
-        pytest.importorskip("distributed", reason="SKIPPED FOR LACK OF DASK: pip install 'apache-beam[dask]'")
     monkeypatch.setattr("worldloom.packing.shard.BATCH_TOKENS", 300)  # several record batches in a shard
     units = toy(7)
     url = write_examples(str(tmp_path / "examples"), units, VOCABULARY, 7, SHARE)
