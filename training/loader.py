@@ -70,6 +70,11 @@ class Loader:
 
     def plan(self, t: int) -> Plan:
         """Plan step `t`, counted from 0: a pure function of `(seed, t)`."""
+        if len(self._mixture.sets) == 1:  # nothing to share out
+            (alone,) = self._mixture.sets
+            rows = stream_rows(t * self.rows, self.rows, alone.rows, self.seed, alone.root)
+            there = alone.places(rows)
+            return Plan(np.zeros_like(rows), rows, there, read_table(there))
         sets, turns = self._mixture.schedule.take(t * self.rows, self.rows)
         rows, places = np.empty_like(turns), dict[int, Iterator[Place]]()
         for number, dataset in enumerate(self._mixture.sets):
