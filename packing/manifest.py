@@ -166,19 +166,24 @@ def sweep(folder: Folder) -> int:
     named = {path for column in ("path", "rejects") for path in index.column(column).to_pylist() if path}
     removed = 0
     for part in ("", UNITS, SHARDS, REJECTS):
-        for name in list(folder.names(part)):
+        names = list(folder.names(part))
+        removed += _remove_drafts(folder, part, names)
+        for name in names:
             path = f"{part}/{name}" if part else name
             ours = part in (SHARDS, REJECTS) and OURS.fullmatch(name)  # a user's own file is not ours to remove
             if ours and path not in named:
                 folder.remove(path)
                 removed += 1
-        removed += sweep_drafts(folder, part)
     return removed
 
 
 def sweep_drafts(folder: Folder, part: str = "") -> int:
     """Remove the drafts in a part of a folder whose writers are gone. Returns how many."""
-    drafts = [name for name in folder.names(part) if name.startswith(TEMPORARY) and abandoned(name)]
+    return _remove_drafts(folder, part, list(folder.names(part)))
+
+
+def _remove_drafts(folder: Folder, part: str, names: list[str]) -> int:
+    drafts = [name for name in names if name.startswith(TEMPORARY) and abandoned(name)]
     for name in drafts:
         folder.remove(f"{part}/{name}" if part else name)
     return len(drafts)

@@ -1,13 +1,36 @@
 """What keeps a record out whatever it holds: a damaged file, a deny list, the sample, or a column's value."""
 
 import reprlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 from ..packing.ledger import DROPPED
 from ..packing.report import Reject
 from ..sources import Source
+from .media import Unfit
 from .reading.columns import column
-from .records import BadRecord, Found, ImageText, storable
+from .reading.samples import discard
+from .records import BadRecord, Chat, Found, ImageText, Media, storable
 from .units import fraction
+
+Kept = TypeVar("Kept")
+
+
+def judged(records: Iterable[Found], judge: Callable[[Found], Kept | Reject]) -> Iterator[Kept | Reject]:
+    """Judge each record, and remove the temporary files of one that is kept out."""
+    for found in records:
+        outcome = judge(found)
+        if isinstance(outcome, Reject):
+            for media in media_of(found):
+                discard(media)
+        yield outcome
+
+
+def media_of(found: Found) -> list[Media]:
+    """List the pictures and clips of a record."""
+    if isinstance(found, ImageText):
+        return [found.media]
+    return [medium.media for medium in found.media] if isinstance(found, Chat) else []
 
 
 def judge_record(found: Found, source: Source, seed: int, denied: frozenset[str]) -> Reject | None:
@@ -30,6 +53,11 @@ def reject(
 ) -> Reject:
     """List a record that becomes no example."""
     return Reject(source.name, found.record, stage, status, reason, error, found.where, exact.hex(), url_of(found))
+
+
+def reject_unfit(found: Found, source: Source, unfit: Unfit, stage: str, exact: bytes = b"") -> Reject:
+    """List a record whose caption, scores or file keep it out."""
+    return reject(found, source, stage, unfit.status, unfit.reason, unfit.detail, exact)
 
 
 def url_of(found: Found) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from ..tokenizers.text import TextTokenizer
 from . import books
 from .admission import denied_by, reject, url_of
 from .chat_layout import ASSISTANT, USER, Context, Ids, Line, render
+from .media import Unfit
 from .models import text_tokenizer, vocabulary_of
 from .near import signature
 from .records import Found
@@ -58,6 +60,11 @@ class Passage:
     @property
     def record(self) -> str:
         return f"{self.found.record}#{self.first}"
+
+    @cached_property
+    def exact(self) -> bytes:
+        """Hash of what it says: 16 bytes; equal hashes are exact duplicates."""
+        return hashlib.blake2b(self.ids.astype("<u4").tobytes(), digest_size=16).digest()
 
 
 def chunks(ids: np.ndarray, size: int) -> list[np.ndarray]:
@@ -170,19 +177,21 @@ def rows(
 
 def denial(source: BookQuestionsSource, passage: Passage, denied: frozenset[str]) -> Reject | None:
     """Reject a passage whose own id or content a deny list names; its book was looked up before."""
-    exact = content_hash(passage.ids)
-    if entry := denied_by(denied, passage.record, exact.hex()):
-        kept_out = reject(passage.found, source, "filter", DROPPED, "denied", entry, exact)
-        return replace(kept_out, record=passage.record)
+    if entry := denied_by(denied, passage.record, passage.exact.hex()):
+        return kept_out(source, passage, Unfit(DROPPED, "denied", entry), "filter")
     return None
+
+
+def kept_out(source: BookQuestionsSource, passage: Passage, unfit: Unfit, stage: str) -> Reject:
+    """List a passage that becomes no example, under its own id."""
+    rejected = reject(passage.found, source, stage, unfit.status, unfit.reason, unfit.detail, passage.exact)
+    return replace(rejected, record=passage.record)
 
 
 def row(recipe: Recipe, source: BookQuestionsSource, passage: Passage) -> Row | Reject:
     """Make a passage an example's row, or say why not."""
-    exact = content_hash(passage.ids)
     if not passage.questions:
-        unasked = reject(passage.found, source, "filter", DROPPED, "no question", f"{len(passage.ids)} tokens", exact)
-        return replace(unasked, record=passage.record)
+        return kept_out(source, passage, Unfit(DROPPED, "no question", f"{len(passage.ids)} tokens"), "filter")
     vocabulary = vocabulary_of(recipe.vocabulary)
     lines = laid_out(passage, source)
     names = TASK, source.name, passage.record
@@ -190,12 +199,7 @@ def row(recipe: Recipe, source: BookQuestionsSource, passage: Passage) -> Row | 
     near = np.empty(0, np.uint64)
     if recipe.duplicates == "near":  # of passages that are asked about, not of the same words as a book
         near = signature(passage.ids.astype(np.uint64) ^ ASKED_ABOUT)
-    return example_row(example, vocabulary, exact, near)
-
-
-def content_hash(ids: np.ndarray) -> bytes:
-    """Hash what a passage says: 16 bytes; equal hashes are exact duplicates."""
-    return hashlib.blake2b(ids.astype("<u4").tobytes(), digest_size=16).digest()
+    return example_row(example, vocabulary, passage.exact, near)
 
 
 def laid_out(passage: Passage, source: BookQuestionsSource) -> list[Line]:

@@ -39,7 +39,8 @@ def build(recipe: Recipe, out: str, flags: list[str], workers: int) -> dict[str,
     job = TokenizeJob(recipe, folder.sub(EXAMPLES).url, questions=folder.sub(QUESTIONS).url)
     check(job)
     claim(folder, recipe, job.vocabulary.fingerprint)
-    made = ask(recipe, folder, flags, workers)
+    asking = question_job(recipe, folder)
+    made = {QUESTIONS: ask(asking, flags, workers)} if asking.parts() else {}
     made[EXAMPLES] = run(job, "tokenize", describe_examples(job), recipe.limits.failed, flags, workers)
     find_duplicates(job, made[EXAMPLES], flags)
     for section in recipe.pack:
@@ -57,27 +58,33 @@ def questions(recipe: Recipe, out: str, flags: list[str], workers: int) -> dict[
     """
     folder = Folder(out)
     recipe = with_deny_lists(recipe)
-    made = TokenizeJob(recipe, folder.sub(QUESTIONS).url, replies=folder.sub(REPLIES).url)
-    if not made.parts():
-        raise UserError("no source of this recipe is of kind book-questions, so there is nothing to ask")
-    check(made)
-    claim(folder, recipe, made.vocabulary.fingerprint)
-    forget_unanswered(Folder(made.url))
-    return ask(recipe, folder, flags, workers)[QUESTIONS]
-
-
-def ask(recipe: Recipe, folder: Folder, flags: list[str], workers: int) -> dict[str, dict[str, Any]]:
-    """Make the questions that a recipe wants, if it does. Returns their manifest by the folder's name."""
-    job = TokenizeJob(recipe, folder.sub(QUESTIONS).url, replies=folder.sub(REPLIES).url)
+    job = question_job(recipe, folder)
     if not job.parts():
-        return {}
-    if not (complete := job.folder.exists(MANIFEST)):
+        raise UserError("no source of this recipe is of kind book-questions, so there is nothing to ask")
+    check(job)
+    claim(folder, recipe, job.vocabulary.fingerprint)
+    return ask(job, flags, workers, again=True)
+
+
+def question_job(recipe: Recipe, folder: Folder) -> TokenizeJob:
+    """Return the job that makes the questions; it has no parts where the recipe wants none."""
+    return TokenizeJob(recipe, folder.sub(QUESTIONS).url, replies=folder.sub(REPLIES).url)
+
+
+def ask(job: TokenizeJob, flags: list[str], workers: int, again: bool = False) -> dict[str, Any]:
+    """Make questions. Returns their manifest.
+
+    Args:
+      again: ask what had no reply even if all units are done; after a run that failed that is always asked again.
+    """
+    complete = job.folder.exists(MANIFEST)
+    if again or not complete:
         forget_unanswered(job.folder)
     described = {**describe_examples(job), "duplicates": "none"}
-    made = run(job, "questions", described, recipe.limits.failed, flags, workers)
+    made = run(job, "questions", described, job.recipe.limits.failed, flags, workers)
     if not complete:  # drafts are what a kill left
         sweep(Folder(job.replies))
-    return {QUESTIONS: made}
+    return made
 
 
 def forget_unanswered(folder: Folder) -> None:

@@ -10,11 +10,9 @@ from ..packing.example import Example
 from ..packing.ledger import DROPPED
 from ..packing.report import Reject
 from ..sources import ChatSource, compiled
-from .admission import denied_by, judge_record, reject
+from .admission import denied_by, judge_record, judged, reject, reject_unfit
 from .chat_layout import ASSISTANT, USER
 from .media import Unfit
-from .pair_admission import reject_unfit
-from .reading.samples import discard
 from .records import Chat, Found, storable
 
 JUDGED = 4096  # characters of a chat that its language is told by
@@ -41,12 +39,7 @@ def judge_all(
     records: Iterable[Found], source: ChatSource, seed: int, denied: frozenset[str]
 ) -> Iterator[Chat | Reject]:
     """Judge each record, and remove the temporary files of one that is kept out."""
-    for found in records:
-        outcome = judge(found, source, seed, denied)
-        if isinstance(outcome, Reject) and isinstance(found, Chat):
-            for medium in found.media:
-                discard(medium.media)
-        yield outcome
+    return judged(records, lambda found: judge(found, source, seed, denied))
 
 
 def judge(found: Found, source: ChatSource, seed: int, denied: frozenset[str]) -> Chat | Reject:

@@ -17,14 +17,13 @@ from ..packing.report import Reject
 from ..packing.row import Row, example_row
 from ..recipe import Recipe
 from ..sources import ChatSource
-from .admission import denied_by, url_of
+from .admission import denied_by, reject_unfit, url_of
 from .chat_admission import judge_all, misfit
 from .chat_layout import Frames, Line, Said, render
 from .encoding import Pending
 from .media import Unfit
 from .models import text_tokenizer, vocabulary_of
 from .near import signature
-from .pair_admission import reject_unfit
 from .recent import Recent
 from .records import Chat, Found, ImageText, Medium, VideoText
 

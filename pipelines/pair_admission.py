@@ -7,11 +7,10 @@ from typing import Any
 
 from ..packing.ledger import DROPPED, FAILED
 from ..packing.report import Reject
-from ..sources import MediaSource, Source
-from .admission import judge_record, reject
+from ..sources import MediaSource
+from .admission import judge_record, judged, reject_unfit
 from .media import Unfit
 from .reading.columns import column
-from .reading.samples import discard
 from .records import Found, ImageText
 
 LONGEST_CAPTION = 2**16  # characters
@@ -21,11 +20,7 @@ def judge_all(
     records: Iterable[Found], source: MediaSource, seed: int, denied: frozenset[str]
 ) -> Iterator[ImageText | Reject]:
     """Judge each record, and remove the temporary file of one that is kept out."""
-    for found in records:
-        outcome = judge(found, source, seed, denied)
-        if isinstance(outcome, Reject) and isinstance(found, ImageText):
-            discard(found.media)
-        yield outcome
+    return judged(records, lambda found: judge(found, source, seed, denied))
 
 
 def judge(found: Found, source: MediaSource, seed: int, denied: frozenset[str]) -> ImageText | Reject:
@@ -73,8 +68,3 @@ def number(value: Any) -> float | None:
         return float(value)
     except (ValueError, OverflowError):
         return None
-
-
-def reject_unfit(found: Found, source: Source, unfit: Unfit, stage: str, exact: bytes = b"") -> Reject:
-    """List a record whose caption, scores or file keep it out."""
-    return reject(found, source, stage, unfit.status, unfit.reason, unfit.detail, exact)

@@ -14,12 +14,12 @@ from ..packing.row import Row, example_row
 from ..recipe import Recipe
 from ..sources import ImageTextSource, MediaSource, VideoTextSource
 from . import chat_layout
-from .admission import denied_by, url_of
+from .admission import denied_by, reject_unfit, url_of
 from .chat_layout import ASSISTANT, USER, Frames, Line
 from .encoding import Pending
 from .media import Unfit
 from .models import text_tokenizer, vocabulary_of
-from .pair_admission import judge_all, reject_unfit
+from .pair_admission import judge_all
 from .pairs import Layout, Marks, render
 from .records import Found
 from .to_codes import to_codes

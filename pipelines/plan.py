@@ -143,7 +143,7 @@ def plan_source(recipe: Recipe, source: Source, seconds: float) -> tuple[SourceP
     reasons: Counter[str] = Counter()
     at = spent = 0.0
     with scratch() as folder:
-        records = noted(taken_apart(recipe, source, sample(source, parts, folder)), reached, total, started + seconds)
+        records = noted(with_passages(recipe, source, sample(source, parts, folder)), reached, total, started + seconds)
         with closing(tokenize(recipe, source, records, frozenset(source.deny), folder)) as outcomes:
             for outcome in outcomes:
                 now = time.monotonic() - started
@@ -160,7 +160,9 @@ def plan_source(recipe: Recipe, source: Source, seconds: float) -> tuple[SourceP
     return estimate(total, len(parts), sampled, reasons, found, spent), found
 
 
-def taken_apart(recipe: Recipe, source: Source, records: Iterable[tuple[Found, float]]) -> Iterator[tuple[Any, float]]:
+def with_passages(
+    recipe: Recipe, source: Source, records: Iterable[tuple[Found, float]]
+) -> Iterator[tuple[Any, float]]:
     """Yield records with their places; of books with questions their passages, with questions that cost nothing."""
     if not isinstance(source, BookQuestionsSource):
         yield from records

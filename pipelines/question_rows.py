@@ -17,11 +17,10 @@ from ..sources import BookQuestionsSource
 from . import books
 from .asking.ask import ask
 from .asking.outcome import Chunk, Outcome
-from .book_questions import Asked, Passage, Question, chunks, content_hash, denial, row
+from .book_questions import Asked, Passage, Question, chunks, denial, kept_out, row
 from .chat_layout import ASSISTANT
 from .media import Unfit
 from .models import text_tokenizer
-from .pair_admission import reject_unfit
 from .records import Found
 
 
@@ -76,8 +75,7 @@ def answered(passage: Passage, outcome: Outcome, recipe: Recipe, source: BookQue
     found = outcome.found
     if isinstance(found, Unfit):
         stage = "filter" if found.status == DROPPED else "ask"
-        rejected = reject_unfit(passage.found, source, found, stage, content_hash(passage.ids))
-        return replace(rejected, record=passage.record)
+        return kept_out(source, passage, found, stage)
     told = {**found.told, "question": found.question, "answer": found.answer}
     question = Question(passage.first, found.question, found.answer, told)
     return row(recipe, source, replace(passage, questions=[question]))

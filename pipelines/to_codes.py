@@ -12,13 +12,13 @@ from ..packing.report import Reject
 from ..recipe import Recipe
 from ..sources import ChatSource, MediaSource
 from ..tokenizers.vision import VisionTokenizer
+from .admission import reject_unfit
 from .ahead import ahead
 from .decoding.decoders import Decoders, Request, kept_decoders
 from .encoding import Pending, Piece, encode
 from .fetching.fetch import Fetched, Fetcher, FetchLimits
 from .media import Unfit
 from .models import pictures_of
-from .pair_admission import reject_unfit
 from .reading.local import local_copy, read_file
 from .reading.samples import discard
 from .records import ImageText, Media, VideoText
