@@ -1,5 +1,10 @@
-"""Checkpoints of a run: the whole state and what it belongs to, written by orbax, atomically and in the background."""
+"""Checkpoints of a run: the whole state and what it belongs to, written by orbax, atomically and in the background.
 
+A run's folder holds `run.json`, {"model": {…}, "vocabulary": {…}}, and `checkpoints`, one folder a step.
+"""
+
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +12,14 @@ import jax
 import orbax.checkpoint as ocp
 
 from ..errors import UserError
+from ..tokenizers.vocabulary import Vocabulary
+from .config import Model
+from .mesh import state_shardings, with_sharding
+from .model import Params, shapes
 from .step import State
 
 Identity = dict[str, Any]
+RUN, CHECKPOINTS = "run.json", "checkpoints"
 
 
 class Checkpoints:
@@ -74,3 +84,45 @@ class Checkpoints:
 def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
     sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def describe_run(out: Path, model: Model, vocabulary: Vocabulary) -> None:
+    """Write what opening a run takes beside its checkpoints."""
+    text = json.dumps({"model": model.model_dump(mode="json"), "vocabulary": asdict(vocabulary)}, indent=1)
+    fresh = out / f"{RUN}.part"
+    fresh.write_text(text + "\n")
+    fresh.replace(out / RUN)
+
+
+def open_run(path: str | Path, mesh: jax.sharding.Mesh | None = None) -> tuple[Params, Model, Vocabulary]:
+    """Read the latest parameters of a run, without its optimizer.
+
+    Args:
+      path: the run's folder, its config's `out`.
+      mesh: to lay the parameters over; left out, they lie on the first device.
+
+    Raises:
+      UserError: the folder is none of a run, or holds no checkpoint yet.
+    """
+    folder = Path(path).absolute()
+    try:
+        told = json.loads((folder / RUN).read_text())
+        model, vocabulary = Model.model_validate(told["model"]), Vocabulary(**told["vocabulary"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is not the folder of a training run ({error}): give the `out` of a run's config, which holds {RUN}"
+        ) from None
+    with ocp.CheckpointManager(folder / CHECKPOINTS) as manager:
+        if (step := manager.latest_step()) is None:
+            raise UserError(f"{path} holds no checkpoint yet: let the run go on until it has saved one")
+        like = {"params": jax.tree.map(_shaped, shapes(model, vocabulary), is_leaf=lambda x: isinstance(x, tuple))}
+        if mesh is not None:
+            where = state_shardings(like["params"], mesh)
+            like = {"params": jax.tree.map(with_sharding, like["params"], where)}
+        given = ocp.checkpoint_utils.construct_restore_args(jax.tree.map(_placed, like))
+        args = ocp.args.PyTreeRestore(jax.tree.map(_placed, like), restore_args=given, partial_restore=True)
+        return manager.restore(step, args=ocp.args.Composite(state=args)).state["params"], model, vocabulary
+
+
+def _shaped(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, "float32")

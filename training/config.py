@@ -5,14 +5,22 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, PlainValidator, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, field_validator, model_validator
 
 from .. import schema
 from ..packing.weights import Rule
 from ..schema import read_yaml, set_values, validate
 from .mixture import By, normalise, read_share
 
+
+def _extent(size: int) -> int:
+    if size == 0 or size < -1:
+        raise ValueError("must be 1 or more, or -1 for what is left")
+    return size
+
+
 Count = Annotated[int, Field(ge=1)]
+Extent = Annotated[int, AfterValidator(_extent)]
 Decay = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[Fraction, PlainValidator(read_share)]
 
@@ -98,11 +106,18 @@ class Evaluation(Section):
     batches: Count = 8
 
 
-# Sizes for a laptop and for tests; a larger model writes its numbers out.
+# Sizes for a laptop and for tests, then LWM's (lwm/llama.py: CONFIGS; its own "debug" is another).
 PRESETS = {
     "debug": {"width": 64, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 192},
     "tiny": {"width": 192, "layers": 4, "heads": 6, "kv_heads": 6, "ffn": 512},
     "small": {"width": 512, "layers": 8, "heads": 8, "kv_heads": 8, "ffn": 1408},
+    "200m": {"width": 1024, "layers": 14, "heads": 8, "kv_heads": 8, "ffn": 2048},
+    "1b": {"width": 2048, "layers": 22, "heads": 16, "kv_heads": 16, "ffn": 5504},
+    "3b": {"width": 3200, "layers": 26, "heads": 32, "kv_heads": 32, "ffn": 8640},
+    "7b": {"width": 4096, "layers": 32, "heads": 32, "kv_heads": 32, "ffn": 11008},
+    "13b": {"width": 5120, "layers": 40, "heads": 40, "kv_heads": 40, "ffn": 13824},
+    "30b": {"width": 6656, "layers": 60, "heads": 52, "kv_heads": 52, "ffn": 17920},
+    "65b": {"width": 8192, "layers": 80, "heads": 64, "kv_heads": 64, "ffn": 22016},
 }
 
 
@@ -119,7 +134,7 @@ class Model(Section):
       dtype: of the activations; parameters and optimizer stay fp32.
     """
 
-    preset: Literal["debug", "tiny", "small"] = "tiny"
+    preset: Literal["debug", "tiny", "small", "200m", "1b", "3b", "7b", "13b", "30b", "65b"] = "tiny"
     width: Count
     layers: Count
     heads: Count
@@ -149,6 +164,42 @@ class Model(Section):
     @property
     def head_width(self) -> int:
         return self.width // self.heads
+
+
+class Memory(Section):
+    """Say what is computed again in the backward pass rather than kept; no choice changes the result.
+
+    Attributes:
+      remat: `none` keeps everything, `attention` each layer's input and what attention gave, `layer` the input alone.
+      ffn_chunk: tokens of a device's part of a row that the feed-forward works on at once; left out, all.
+      loss_chunk: tokens of a device whose logits exist at once: 131 MB of fp32 for 1,024 and 32,000 ids.
+    """
+
+    remat: Literal["none", "attention", "layer"] = "none"
+    ffn_chunk: Count | None = None
+    loss_chunk: Count = 1024
+
+
+class Mesh(Section):
+    """Say how many devices share the work along each axis; of one -1 is made whatever is left.
+
+    Attributes:
+      dp: each has whole parameters and its own rows.
+      fsdp: each has its own rows, and a part of every parameter, fetched layer by layer.
+      tp: each computes its own heads and its own part of the feed-forward.
+      sp: each has its own tokens of every row, and keys and values go round the ring.
+    """
+
+    dp: Extent = 1
+    fsdp: Extent = -1
+    tp: Extent = 1
+    sp: Extent = 1
+
+    @model_validator(mode="after")
+    def _check_inferred(self) -> Self:
+        if (inferred := [name for name, size in self if size == -1])[1:]:
+            raise ValueError(f"{' and '.join(inferred)} are both -1: only one axis can be made of what is left")
+        return self
 
 
 class Optimizer(Section):
@@ -193,6 +244,8 @@ class Config(Section):
       rows: packed sequences in one step.
       accumulation: equal parts in which a step's rows are computed one after the other; changes memory, not the result.
       seed: of the initial parameters and of the order of the data.
+      init: where the parameters come from at the first step: the folder of a run, a folder of Hugging Face's, a file
+        of LWM's; a model of pictures may begin as one of text. Left out, they are drawn.
     """
 
     data: Data | None = None
@@ -202,7 +255,10 @@ class Config(Section):
     rows: Count
     accumulation: Count = 1
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    init: str | None = None
     model: Model = Field(default_factory=lambda: Model.model_validate("tiny"))
+    mesh: Mesh = Mesh()
+    memory: Memory = Memory()
     optimizer: Optimizer = Optimizer()
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation | None = None
@@ -267,7 +323,7 @@ def _rooted(given: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Take the relative paths of a config, not yet checked, from `folder`."""
     mixture = given.get("mixture")
     members = mixture.get("sets") if isinstance(mixture, dict) else mixture
-    places = [(given, "out"), (given.get("data"), "path"), (given.get("evaluation"), "path")]
+    places = [(given, "out"), (given, "init"), (given.get("data"), "path"), (given.get("evaluation"), "path")]
     places += [(member, "data") for member in members] if isinstance(members, list) else []
     for section, key in places:
         if isinstance(section, dict) and isinstance(section.get(key), str) and "://" not in section[key]:

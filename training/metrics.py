@@ -7,7 +7,9 @@ step's batch before its update in nats, and `tokens` leaves padding out; of a mi
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+from tensorboardX import SummaryWriter
 
 Line = dict[str, Any]
 
@@ -30,3 +32,29 @@ def rewind(path: Path, step: int) -> None:
     fresh = path.with_suffix(".part")
     fresh.write_text("".join(json.dumps(line) + "\n" for line in kept))
     fresh.replace(path)
+
+
+class Board:
+    """Show the diary's numbers in TensorBoard.
+
+    Args:
+      folder: where its event files lie.
+      step: later steps that an earlier run has shown are hidden.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+
+    def add(self, line: Line) -> None:
+        """Show a line's numbers; lists, one number a data set, by their place."""
+        for key, value in line.items():
+            numbers = enumerate(value) if isinstance(value, list) else [(None, value)]
+            for at, number in numbers:
+                if key != "step":
+                    self._writer.add_scalar(key if at is None else f"{key}/{at}", number, line["step"])

@@ -7,11 +7,13 @@ Parameters are one dictionary; every layer's arrays are stacked on their first a
                        ffn_norm [N, E], gate, up [N, E, F], down [N, F, E]}
     norm              [E]
 
-They are fp32 masters; each is cast to the type of the activations where it is used.
+They are fp32 masters; each is cast to the type of the activations where it is used. `AXES` names what every axis
+means, for `mesh.py` to lay over devices.
 """
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +22,49 @@ from jax import Array, lax
 
 from ..tokenizers.vocabulary import Vocabulary
 from .attention import Attention, attention
-from .config import Model
+from .config import Memory, Model
 
 Params = dict[str, Any]
+Axes = tuple[str, ...]
+Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
 
 INIT_STD = 0.02  # LWM (llama.py: initializer_range)
 DIGIT = 2048  # positions are written with two digits of this base, see `rotation`
 MAX_POSITIONS = DIGIT * DIGIT
+
+_TABLES = {"embedding": ("ids", "table_width"), "head": ("table_width", "ids")}
+AXES: Params = {
+    "text": _TABLES,
+    "vision": _TABLES,
+    "layers": {
+        "attention_norm": ("layers", "norm"),
+        "q": ("layers", "width", "heads", "head"),
+        "k": ("layers", "width", "kv_heads", "head"),
+        "v": ("layers", "width", "kv_heads", "head"),
+        "o": ("layers", "heads", "head", "width"),
+        "ffn_norm": ("layers", "norm"),
+        "gate": ("layers", "width", "ffn"),
+        "up": ("layers", "width", "ffn"),
+        "down": ("layers", "ffn", "width"),
+    },
+    "norm": ("norm",),
+}
+
+
+class Spread(NamedTuple):
+    """Say how a model whose parameters are spread over devices works together; alone, nothing is to be done.
+
+    Attributes:
+      gather: makes an array whole, but for the axes of which each device computes its own part (`heads`, `ffn`).
+      add: sums what those parts gave.
+    """
+
+    gather: Callable[[Array, Axes], Array] = lambda weights, axes: weights
+    add: Callable[[Array], Array] = lambda x: x
+
+
+ALONE = Spread()
+WHOLE = Memory()
 
 
 def shapes(model: Model, vocabulary: Vocabulary) -> Params:
@@ -82,6 +120,8 @@ def apply(
     segments: Array,
     model: Model,
     attend: Attention = attention,
+    memory: Memory = WHOLE,
+    spread: Spread = ALONE,
 ) -> Array:
     """Turn tokens into the normalised hidden states that the heads read.
 
@@ -91,36 +131,88 @@ def apply(
       positions: int32 [B, L], from 0 in each segment, below `MAX_POSITIONS`.
       segments: int32 [B, L]; 0 is padding, whose hidden states mean nothing and get no gradient.
       attend: any form of attention, see `attention.py`.
+      memory: what is kept for the backward pass; the result is the same.
+      spread: how devices work together, inside a `jax.shard_map` over them.
 
     Returns:
       [B, L, E] of type `model.dtype`.
     """
     turn = rotation(positions, model.head_width, model.theta)
 
-    def layer(x: Array, weights: Params) -> tuple[Array, None]:
-        y = rms_norm(x, weights["attention_norm"], model.eps)
-        q, k, v = (project("ble,ehd->blhd", y, weights[name]) for name in "qkv")
-        mixed = attend(rotate(q, turn), rotate(k, turn), v, positions, segments)
-        x = x + project("blhd,hde->ble", mixed, weights["o"])
-        y = rms_norm(x, weights["ffn_norm"], model.eps)
-        inner = jax.nn.silu(project("ble,ef->blf", y, weights["gate"])) * project("ble,ef->blf", y, weights["up"])
-        return x + project("blf,fe->ble", inner, weights["down"]), None
+    def one(x: Array, weights: Params) -> tuple[Array, None]:
+        def seeing(q: Array, k: Array, v: Array) -> tuple[Array, None]:
+            return attend(q, k, v, positions, segments), None
 
-    x, _ = lax.scan(layer, embed(params, tokens).astype(model.dtype), params["layers"])
+        return layer(x, weights, turn, model, seeing, memory.ffn_chunk, spread)
+
+    x = embed(params, tokens, spread).astype(model.dtype)
+    x, _ = lax.scan(_remat(one, memory.remat), x, params["layers"])
     return rms_norm(x, params["norm"], model.eps)
 
 
-def heads(params: Params) -> tuple[Array, ...]:
+def layer(
+    x: Array,
+    weights: Params,
+    turn: tuple[Array, Array],
+    model: Model,
+    attend: Attend,
+    ffn_chunk: int | None = None,
+    spread: Spread = ALONE,
+) -> tuple[Array, Any]:
+    """Run one layer: attention, then the feed-forward, each added to what came in.
+
+    Args:
+      x: [B, L, E].
+      weights: one layer's.
+      turn: see `rotation`.
+      attend: from q, k and v, [B, L, H, D] and already rotated, to the mixed values and whatever else it has to say,
+        which comes back beside the layer's result.
+      ffn_chunk: tokens that the feed-forward works on at once; left out, all.
+    """
+    weights = {name: spread.gather(array, AXES["layers"][name][1:]) for name, array in weights.items()}
+    y = rms_norm(x, weights["attention_norm"], model.eps)
+    q, k, v = (project("ble,ehd->blhd", y, weights[name]) for name in "qkv")
+    mixed, extra = attend(rotate(q, turn), rotate(k, turn), v)
+    x = x + spread.add(project("blhd,hde->ble", mixed, weights["o"]))
+
+    def feed(x: Array) -> Array:
+        y = rms_norm(x, weights["ffn_norm"], model.eps)
+        inner = jax.nn.silu(project("ble,ef->blf", y, weights["gate"])) * project("ble,ef->blf", y, weights["up"])
+        return spread.add(project("blf,fe->ble", inner, weights["down"]))
+
+    return x + _by_chunks(feed, x, ffn_chunk), extra
+
+
+def _by_chunks(feed: Callable[[Array], Array], x: Array, chunk: int | None) -> Array:
+    """Apply a function of single tokens to [B, L, E], at most so many of L at once; chunks are recomputed."""
+    rows, length, width = x.shape
+    if chunk is None or length <= chunk:
+        return feed(x)
+    size = next(size for size in range(chunk, 0, -1) if length % size == 0)
+    pieces = x.reshape(rows, length // size, size, width).swapaxes(0, 1)
+    return lax.map(jax.checkpoint(feed), pieces).swapaxes(0, 1).reshape(x.shape)
+
+
+def _remat(one: Callable[..., Any], what: str) -> Callable[..., Any]:
+    """Keep for the backward pass what `Memory.remat` says."""
+    if what == "none":
+        return one
+    policies = jax.checkpoint_policies
+    kept = policies.save_only_these_names("attention") if what == "attention" else policies.nothing_saveable
+    return jax.checkpoint(one, policy=kept, prevent_cse=False)
+
+
+def heads(params: Params, spread: Spread = ALONE) -> tuple[Array, ...]:
     """List the heads, [E, V] each, in the order in which their ids follow each other in the one id space."""
-    return tuple(params[name]["head"] for name in ("text", "vision") if name in params)
+    return tuple(spread.gather(params[name]["head"], _TABLES["head"]) for name in ("text", "vision") if name in params)
 
 
-def embed(params: Params, tokens: Array) -> Array:
+def embed(params: Params, tokens: Array, spread: Spread = ALONE) -> Array:
     """Look each id up in the table of its own modality: [B, L] to fp32 [B, L, E]."""
-    text = params["text"]["embedding"]
+    text = spread.gather(params["text"]["embedding"], _TABLES["embedding"])
     if "vision" not in params:
         return text[tokens]
-    vision, codes = params["vision"]["embedding"], tokens - len(text)
+    vision, codes = spread.gather(params["vision"]["embedding"], _TABLES["embedding"]), tokens - len(text)
     seen = vision[jnp.maximum(codes, 0)]
     return jnp.where((codes >= 0)[..., None], seen, text[jnp.minimum(tokens, len(text) - 1)])
 

@@ -8,16 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array, lax
+from jax.sharding import Mesh, PartitionSpec
 
 from ..packing.batch import Batch
 from ..packing.weights import Rule
 from ..tokenizers.vocabulary import Vocabulary
 from .attention import Attention, attention
-from .config import Config, Model
+from .config import Config, Memory, Model
 from .loss import divisor, weighted_nll
-from .model import Params, apply, heads, init
+from .mesh import NAMES, PARTS, make_spread, own_share, specs, state_shardings, sum_alike
+from .model import ALONE, WHOLE, Params, Spread, apply, heads, init
 
 Parts = dict[str, Any]
+Total = Callable[[Params, Parts, Spread], tuple[tuple[Array, Array], Params | None]]
 
 
 class State(NamedTuple):
@@ -36,15 +39,16 @@ class Metrics(NamedTuple):
     lr: Array
 
 
-def begin(config: Config, vocabulary: Vocabulary) -> State:
-    """Draw the state before the first step from the config's seed."""
+def begin(config: Config, vocabulary: Vocabulary, mesh: Mesh | None = None) -> State:
+    """Draw the state before the first step from the config's seed: the same on any mesh."""
 
-    @jax.jit
     def draw() -> State:
         params = init(jax.random.key(config.seed), config.model, vocabulary)
         return State(params, make_optimizer(config).init(params), jnp.int32(0))
 
-    return draw()
+    if mesh is None:
+        return jax.jit(draw)()
+    return jax.jit(draw, out_shardings=state_shardings(jax.eval_shape(draw), mesh))()
 
 
 def cut(batch: Batch, accumulation: int) -> Parts:
@@ -57,30 +61,69 @@ def _cut(rows: np.ndarray, accumulation: int) -> np.ndarray:
     return rows.reshape(accumulation, -1, rows.shape[1])
 
 
-def summed_nll(params: Params, part: Parts, model: Model, attend: Attention = attention) -> tuple[Array, Array]:
+def summed_nll(
+    params: Params,
+    part: Parts,
+    model: Model,
+    attend: Attention = attention,
+    memory: Memory = WHOLE,
+    spread: Spread = ALONE,
+) -> tuple[Array, Array]:
     """Return Σ w·nll and Σ w of one part, whose arrays are [rows, L]."""
-    hidden = apply(params, part["tokens"], part["positions"], part["segments"], model, attend)
-    return weighted_nll(hidden, heads(params), part["targets"], part["weights"])
+    hidden = apply(params, part["tokens"], part["positions"], part["segments"], model, attend, memory, spread)
+    return weighted_nll(hidden, heads(params, spread), part["targets"], part["weights"], memory.loss_chunk)
 
 
 def loss_and_gradients(
-    params: Params, parts: Parts, examples: Array, model: Model, rule: Rule, attend: Attention = attention
+    params: Params,
+    parts: Parts,
+    examples: Array,
+    model: Model,
+    rule: Rule,
+    attend: Attention = attention,
+    memory: Memory = WHOLE,
+    mesh: Mesh | None = None,
 ) -> tuple[Array, Params]:
-    """Sum loss and gradients over the parts of a step and divide once.
+    """Sum loss and gradients over the parts of a step, and over the devices of a mesh, and divide once.
 
     Args:
       parts: see `cut`.
       examples: segments of the whole step.
     """
-    of_part = jax.value_and_grad(summed_nll, has_aux=True)
 
-    def add(total: Any, part: Parts) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, of_part(params, part, model, attend)), None
+    def total(params: Params, parts: Parts, spread: Spread) -> tuple[tuple[Array, Array], Params]:
+        of_part = jax.value_and_grad(summed_nll, has_aux=True)
 
-    zeros = (jnp.float32(0), jnp.float32(0)), jax.tree.map(jnp.zeros_like, params)
-    ((loss, weights), gradients), _ = lax.scan(add, zeros, parts)
+        def add(total: Any, part: Parts) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, of_part(params, part, model, attend, memory, spread)), None
+
+        zeros = (jnp.float32(0), jnp.float32(0)), jax.tree.map(jnp.zeros_like, params)
+        return lax.scan(add, zeros, parts)[0]
+
+    (loss, weights), gradients = over(mesh, total, params, parts, model, memory, graded=True)
     share = 1 / divisor(rule, examples, weights)
     return loss * share, jax.tree.map(lambda gradient: gradient * share, gradients)
+
+
+def over(
+    mesh: Mesh | None, total: Total, params: Params, parts: Parts, model: Model, memory: Memory, graded: bool
+) -> Any:
+    """Run `total` on every device of a mesh and sum what the devices found, or run it alone.
+
+    Gradients are taken on each device, of its own tokens' loss. The transposes of the collectives make each of them
+    the gradient of the sum over devices, so that no device divides anything.
+    """
+    if mesh is None:
+        return total(params, parts, ALONE)
+    where = specs(params)
+
+    def own(params: Params, parts: Parts) -> Any:
+        parts = parts | {"weights": own_share(parts["weights"], memory.loss_chunk)}
+        sums, gradients = total(params, parts, make_spread(model.dtype))
+        return lax.psum(sums, NAMES), sum_alike(gradients, where) if graded else None
+
+    out = PartitionSpec(), where if graded else None
+    return jax.shard_map(own, mesh=mesh, in_specs=(where, PARTS), out_specs=out, check_vma=False)(params, parts)
 
 
 def schedule(config: Config) -> optax.Schedule:
@@ -99,7 +142,7 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
 
 
 def make_step(
-    config: Config, rule: Rule, attend: Attention = attention
+    config: Config, rule: Rule, attend: Attention = attention, mesh: Mesh | None = None
 ) -> Callable[[State, Parts, Any], tuple[State, Metrics]]:
     """Compile a step `(state, parts, examples) -> (state, metrics)`, which consumes the state that it is given.
 
@@ -109,22 +152,31 @@ def make_step(
     optimizer, rate = make_optimizer(config), schedule(config)
 
     def step(state: State, parts: Parts, examples: Array) -> tuple[State, Metrics]:
-        loss, gradients = loss_and_gradients(state.params, parts, examples, config.model, rule, attend)
+        loss, gradients = loss_and_gradients(
+            state.params, parts, examples, config.model, rule, attend, config.memory, mesh
+        )
         norm = optax.global_norm(gradients)
         updates, moments = optimizer.update(gradients, state.optimizer, state.params)
         after = State(optax.apply_updates(state.params, updates), moments, state.step + 1)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
         kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, state)
+        if mesh is not None:  # what XLA would choose may differ from where the next step wants it
+            kept = lax.with_sharding_constraint(kept, state_shardings(state, mesh))
         return kept, Metrics(loss, norm, jnp.asarray(rate(state.step)))
 
     return jax.jit(step, donate_argnums=0)
 
 
-def make_evaluation(model: Model, attend: Attention = attention) -> Callable[[Params, Parts], tuple[Array, Array]]:
+def make_evaluation(
+    model: Model, attend: Attention = attention, memory: Memory = WHOLE, mesh: Mesh | None = None
+) -> Callable[[Params, Parts], tuple[Array, Array]]:
     """Compile `(params, parts) -> (Σ w·nll, Σ w)` over all parts."""
 
+    def total(params: Params, parts: Parts, spread: Spread) -> tuple[tuple[Array, Array], None]:
+        nll, weights = lax.map(lambda part: summed_nll(params, part, model, attend, memory, spread), parts)
+        return (nll.sum(), weights.sum()), None
+
     def evaluate(params: Params, parts: Parts) -> tuple[Array, Array]:
-        nll, weights = lax.map(lambda part: summed_nll(params, part, model, attend), parts)
-        return nll.sum(), weights.sum()
+        return over(mesh, total, params, parts, model, memory, graded=False)[0]
 
     return jax.jit(evaluate)

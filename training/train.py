@@ -3,29 +3,33 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from ..errors import RunFailed, UserError
-from ..packing.batch import Batch
+from ..packing.batch import Batch, Table
 from ..packing.weights import Rule
 from ..tokenizers.vocabulary import Vocabulary
-from . import curve, metrics, model
-from .attention import Attention, attention
-from .checkpoint import Checkpoints, Identity
+from . import curve, mesh, metrics, model
+from .attention import Attention
+from .checkpoint import CHECKPOINTS, Checkpoints, Identity, describe_run
 from .config import Config, Data, Mixture
+from .loader import ahead
 from .loss import divisor
 from .model import Params
-from .step import State, begin, cut, make_evaluation, make_step
+from .ring.ring import make_ring
+from .ring.xla import Xla
+from .step import Parts, State, begin, cut, make_evaluation, make_step
 
-METRICS, CURVE = "metrics.jsonl", "curve.png"
+METRICS, CURVE, BOARD = "metrics.jsonl", "curve.png", "tensorboard"
 
 
 class Dataset(Protocol):
@@ -39,19 +43,26 @@ class Dataset(Protocol):
     def root(self) -> str: ...
 
 
-class Loader(Protocol):
-    """What a run must know of its loader.
+class Plan(Protocol):
+    """What a run must know of a step before its tokens are read: see `loader.Plan`."""
 
-    `batches` yields `(t, batch of step t)` from `start` up to `stop`; `sets` numbers the data set of each row of step
-    `t`, int64 `[B]`, in the order of a mixture.
-    """
+    @property
+    def sets(self) -> np.ndarray: ...
+    @property
+    def table(self) -> Table: ...
+    @property
+    def examples(self) -> int: ...
+
+
+class Loader(Protocol):
+    """What a run must know of its loader: see `loader.Loader`."""
 
     @property
     def dataset(self) -> Dataset: ...
     @property
     def rule(self) -> Rule: ...
-    def batches(self, start: int, stop: int) -> Iterator[tuple[int, Batch]]: ...
-    def sets(self, t: int) -> np.ndarray: ...
+    def plan(self, t: int) -> Any: ...
+    def load(self, plan: Any, rows: slice, columns: slice, permutation: np.ndarray | None) -> Batch: ...
 
 
 class Diverged(RunFailed):
@@ -85,67 +96,108 @@ def train(
     loader: Loader | None = None,
     held_out: Loader | None = None,
     report: Callable[[metrics.Line], None] = lambda line: None,
-    attend: Attention = attention,
+    attend: Attention | None = None,
 ) -> Summary:
     """Train until `config.steps` are done, going on from the latest checkpoint in `config.out`.
+
+    Every process of a run over several hosts calls it with the same config; the first one tells how it goes.
 
     Args:
       loader, held_out: what to learn from and to measure on; left out, opened from the config.
       report: is called with each new line of the metrics.
-      attend: the form of attention.
+      attend: the form of attention; left out, the ring.
 
     Raises:
-      UserError: data, model, checkpoint or directory do not go together.
+      UserError: data, model, mesh, checkpoint or directory do not go together.
       Diverged: loss or gradient is not finite; the state before that step is saved.
     """
+    mesh.start()
+    devices = mesh.make_mesh(config.mesh)
     loader = loader or open_loader(config, config.source)
     if config.evaluation and held_out is None:
         held_out = open_loader(config, Data(path=config.evaluation.path, weights=loader.rule).alone)
     check(config, loader, held_out)
-    out = make_out(config)
-    vocabulary, diary = loader.dataset.vocabulary, out / METRICS
-    measure = make_measure(config, held_out, attend)
-
-    def tell(line: metrics.Line) -> None:
-        metrics.append(diary, line)
-        report(line)
-
-    with closing(Checkpoints(out / "checkpoints", config.checkpoint.keep, identify(config, loader))) as saved:
-        first = saved.restore(jax.eval_shape(lambda: begin(config, vocabulary))) or begin(config, vocabulary)
-        metrics.rewind(diary, int(first.step))
-        for state, line in run(config, first, loader, attend):
-            if not math.isfinite(line["loss"] + line["gradient_norm"]):
-                saved.save(state)
-                raise Diverged(diverged(config, line))
-            tell(line)
-            if config.evaluation and due(line, config.evaluation.every, config):
-                tell({"step": line["step"], "held_out_loss": measure(state.params)})
-            if due(line, config.checkpoint.every, config):
-                saved.save(state)
-    curve.draw(diary, out / CURVE)
+    mesh.check(devices, config, loader.dataset.length)
+    out, vocabulary = make_out(config), loader.dataset.vocabulary
+    attend = attend or make_ring(block=Xla(tile_for(loader.dataset.length // devices.shape[mesh.COLUMNS])))
+    measure = make_measure(config, held_out, attend, devices)
+    with closing(Checkpoints(out / CHECKPOINTS, config.checkpoint.keep, identify(config, loader))) as saved:
+        fresh = jax.eval_shape(lambda: begin(config, vocabulary))
+        placed = jax.tree.map(mesh.with_sharding, fresh, mesh.state_shardings(fresh, devices))
+        first = saved.restore(placed) or begin(config, vocabulary, devices)
+        with telling(out, int(first.step), report) as tell:
+            for state, line in run(config, first, loader, attend, devices):
+                if not math.isfinite(line["loss"] + line["gradient_norm"]):
+                    saved.save(state)
+                    raise Diverged(diverged(config, line))
+                tell(line)
+                if config.evaluation and due(line, config.evaluation.every, config):
+                    tell({"step": line["step"], "held_out_loss": measure(state.params)})
+                if due(line, config.checkpoint.every, config):
+                    saved.save(state)
+    if jax.process_index() == 0:
+        describe_run(out, config.model, vocabulary)
+        curve.draw(out / METRICS, out / CURVE)
     return summarise(config, vocabulary, out)
 
 
-def run(config: Config, state: State, loader: Loader, attend: Attention) -> Iterator[tuple[State, metrics.Line]]:
+def tile_for(length: int) -> int:
+    return next(tile for tile in range(min(128, length), 0, -1) if length % tile == 0)
+
+
+@contextmanager
+def telling(out: Path, step: int, report: Callable[[metrics.Line], None]) -> Iterator[Callable[[metrics.Line], None]]:
+    """Give what tells a line to the diary, to TensorBoard and to the caller, from `step` on; silent but on host 0."""
+    if jax.process_index():
+        yield lambda line: None
+        return
+    metrics.rewind(out / METRICS, step)
+    with metrics.Board(out / BOARD, step) as board:
+
+        def tell(line: metrics.Line) -> None:
+            metrics.append(out / METRICS, line)
+            board.add(line)
+            report(line)
+
+        yield tell
+
+
+def run(
+    config: Config, state: State, loader: Loader, attend: Attention, devices: Mesh
+) -> Iterator[tuple[State, metrics.Line]]:
     """Do the steps that are left, and yield the state and the metrics after each; the next one consumes the state."""
-    step, start = make_step(config, loader.rule, attend), int(state.step)
+    step, start = make_step(config, loader.rule, attend, devices), int(state.step)
     clock = time.perf_counter()
-    for t, batch in loader.batches(start, config.steps):
-        state, told = step(state, cut(batch, config.accumulation), np.int32(batch.examples))
+    for t, (plan, parts) in enumerate(feed(config, loader, devices, range(start, config.steps)), start):
+        state, told = step(state, parts, np.int32(plan.examples))
         loss, norm, lr = map(float, told)  # waits for the device
-        tokens, seconds = int(np.count_nonzero(batch.segments)), time.perf_counter() - clock
+        tokens, seconds = int(plan.table.lengths.sum()), time.perf_counter() - clock
         line = {"step": t + 1, "loss": loss, "tokens": tokens, "tokens_per_second": tokens / seconds}
-        yield state, line | {"lr": lr, "gradient_norm": norm} | by_set(config, loader.sets(t), batch)
+        yield state, line | {"lr": lr, "gradient_norm": norm} | by_set(config, plan)
         clock = time.perf_counter()
 
 
-def by_set(config: Config, sets: np.ndarray, batch: Batch) -> metrics.Line:
+def feed(config: Config, loader: Loader, devices: Mesh, steps: range) -> Iterator[tuple[Plan, Parts]]:
+    """Plan steps, choose each one's layout, and read this host's part of it, a few ahead."""
+    length, ring = loader.dataset.length, devices.shape[mesh.COLUMNS]
+    own = mesh.own_slices(devices, config.rows, length)
+
+    def make(t: int) -> tuple[Plan, Parts]:
+        plan = loader.plan(t)
+        batch = loader.load(plan, *own, None)
+        return plan, mesh.place(cut(batch, config.accumulation), devices, config.rows, length)
+
+    return ahead(make, steps)
+
+
+def by_set(config: Config, plan: Plan) -> metrics.Line:
     """Count a step's rows and tokens of each data set, in the config's order; of one alone there is nothing to tell."""
-    if len(config.source.sets) == 1:
+    count = len(config.source.sets)
+    if count == 1:
         return {}
-    tokens = np.count_nonzero(batch.segments, axis=1)
-    own = [sets == i for i in range(len(config.source.sets))]
-    return {"rows_by_set": [int(o.sum()) for o in own], "tokens_by_set": [int(tokens[o].sum()) for o in own]}
+    of_segments = np.repeat(plan.sets, plan.table.counts)
+    tokens = np.bincount(of_segments, plan.table.lengths, count).astype(int)
+    return {"rows_by_set": np.bincount(plan.sets, minlength=count).tolist(), "tokens_by_set": tokens.tolist()}
 
 
 def due(line: metrics.Line, every: int, config: Config) -> bool:
@@ -153,16 +205,18 @@ def due(line: metrics.Line, every: int, config: Config) -> bool:
     return line["step"] % every == 0 or line["step"] == config.steps
 
 
-def make_measure(config: Config, held_out: Loader | None, attend: Attention) -> Callable[[Params], float]:
+def make_measure(
+    config: Config, held_out: Loader | None, attend: Attention, devices: Mesh
+) -> Callable[[Params], float]:
     """Compile the held-out loss: of the first batches of `held_out`."""
-    evaluate = make_evaluation(config.model, attend)
+    evaluate = make_evaluation(config.model, attend, config.memory, devices)
 
     def measure(params: Params) -> float:
         assert held_out and config.evaluation
         nll = weights = examples = 0.0
-        for _, batch in held_out.batches(0, config.evaluation.batches):
-            sums = evaluate(params, cut(batch, config.accumulation))
-            nll, weights, examples = nll + float(sums[0]), weights + float(sums[1]), examples + batch.examples
+        for plan, parts in feed(config, held_out, devices, range(config.evaluation.batches)):
+            sums = evaluate(params, parts)
+            nll, weights, examples = nll + float(sums[0]), weights + float(sums[1]), examples + plan.examples
         return nll / float(divisor(held_out.rule, jnp.float32(examples), jnp.float32(weights)))
 
     return measure

@@ -44,7 +44,7 @@ def test_every_preset_is_valid(preset):
         ({"rows": "many"}, ["rows", "integer", "'many'"]),
         ({"data": {}}, ["data.path is missing"]),
         ({"data": {"path": "x", "weights": "lmw"}}, ["data.weights", "'lwm', 'example' or 'token'", "'lmw'"]),
-        ({"model": "huge"}, ["model: found", "'debug', 'tiny' or 'small'", "'huge'"]),
+        ({"model": "huge"}, ["model: found", "'debug', 'tiny', 'small'", "'65b'", "'huge'"]),
         ({"model": {"width": 50}}, ["model", "width 50", "heads"]),
         ({"model": {"heads": 6, "kv_heads": 4}}, ["model", "kv_heads 4 must divide", "6"]),
         ({"model": {"dtype": "float16"}}, ["model.dtype", "'float32' or 'bfloat16'", "'float16'"]),

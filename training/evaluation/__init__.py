@@ -1,0 +1,1 @@
+"""What a model has learned, measured: needles in books, questions about long videos, held-out loss."""
