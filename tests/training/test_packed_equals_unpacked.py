@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import Array
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 from worldloom.packing.binpack import plan
 from worldloom.packing.dataset import Dataset
 from worldloom.packing.example import Draft
@@ -32,10 +32,14 @@ from worldloom.packing.weights import Rule
 from worldloom.pipelines.pack import PieceList
 from worldloom.tokenizers.vocabulary import Vocabulary
 from worldloom.training.attention import attention
-from worldloom.training.config import Model
+from worldloom.training.config import Memory, Model
+from worldloom.training.config import Mesh as Sizes
 from worldloom.training.loader import Loader
+from worldloom.training.mesh import PARTS, make_mesh, state_shardings
 from worldloom.training.mixture import Mixture
 from worldloom.training.model import Params, apply, shapes
+from worldloom.training.ring.ring import make_ring
+from worldloom.training.ring.xla import Xla
 from worldloom.training.step import Parts, cut, loss_and_gradients
 
 LENGTH, ROWS = 24, 8  # of every step, so that each program is compiled once; a smaller data set comes round again
@@ -56,7 +60,10 @@ class Toy(NamedTuple):
 
 
 class Split(NamedTuple):
-    """How a step is cut: over hosts, by rows and by columns, and every host's rows into parts."""
+    """How a step is cut: over hosts, by rows and by columns, and every host's rows into parts.
+
+    Where there is more than one host, each is a device of a mesh, and those of one row make a ring.
+    """
 
     rows: int
     columns: int
@@ -206,12 +213,36 @@ def load(loader: Loader, t: int, split: Split) -> tuple[Parts, int]:
     cuts = [[cut(batch, split.accumulation) for batch in line] for line in hosts]
     parts = {name: np.block([[part[name] for part in line] for line in cuts]) for name in cuts[0][0]}
     (examples,) = {batch.examples for line in hosts for batch in line}
-    mesh = Mesh(np.reshape(jax.devices("cpu")[: split.rows * split.columns], split[:2]), ("rows", "columns"))
-    return jax.device_put(parts, NamedSharding(mesh, PartitionSpec(None, "rows", "columns"))), examples
+    return parts, examples
+
+
+@cache
+def mesh_of(split: Split) -> Mesh | None:
+    if split.rows * split.columns == 1:
+        return None
+    return make_mesh(Sizes(fsdp=split.rows, sp=split.columns), jax.devices("cpu")[: split.rows * split.columns])
+
+
+RING = make_ring(block=Xla(3), gather_below=0)
 
 
 def attend(q: Array, k: Array, v: Array, positions: Array, segments: Array) -> Array:
     return attention(placed(q, positions), k, v, positions, segments)
+
+
+def attend_in_a_ring(q: Array, k: Array, v: Array, positions: Array, segments: Array) -> Array:
+    return RING(placed(q, positions), k, v, positions, segments)
+
+
+def packed(params: Params, loader: Loader, t: int, split: Split, rule: Rule) -> tuple[Array, Params]:
+    """Compute a step's loss and gradients as training does, with remat and chunks on a mesh."""
+    parts, examples = load(loader, t, split)
+    if (mesh := mesh_of(split)) is None:
+        return packed_step(params, parts, examples, MODEL, rule, attend)
+    placed_params = jax.device_put(params, state_shardings(params, mesh))
+    placed_parts = jax.device_put(parts, NamedSharding(mesh, PARTS))
+    memory = Memory(remat="attention", ffn_chunk=4, loss_chunk=5)
+    return packed_step(placed_params, placed_parts, examples, MODEL, rule, attend_in_a_ring, memory, mesh)
 
 
 def shares(size: int, hosts: int) -> list[slice]:
@@ -222,7 +253,9 @@ def shares(size: int, hosts: int) -> list[slice]:
 # ---- the property -----------------------------------------------------------------------------------------------
 
 CHEAPLY = {"xla_cpu_use_fusion_emitters": False}  # these take XLA twice the time
-packed_step = jax.jit(loss_and_gradients, static_argnames=("model", "rule", "attend"), compiler_options=CHEAPLY)
+packed_step = jax.jit(
+    loss_and_gradients, static_argnames=("model", "rule", "attend", "memory", "mesh"), compiler_options=CHEAPLY
+)
 unpacked_step = jax.jit(jax.value_and_grad(reference), static_argnames="vocabulary", compiler_options=CHEAPLY)
 
 
@@ -251,7 +284,7 @@ def test_packed_equals_unpacked(vocabulary: Vocabulary, rule: Rule, data: st.Dat
         taken = [by_name[name] for row in loader.plan(t).rows for name in names[row]]
         want = unpacked_step(params, *padded(taken), len(taken), list(Rule).index(rule), vocabulary)
         for split in SPLITS[rule]:
-            got = packed_step(params, *load(loader, t, split), MODEL, rule, attend)
+            got = packed(params, loader, t, split, rule)
             jax.tree.map_with_path(lambda path, x, y, split=split: check(f"{split} {path}", x, y), got, want)
 
 
@@ -292,7 +325,7 @@ def test_lwm_on_a_batch_of_text_of_vision_and_of_both(sets: list[list[str]], tmp
     params, taken = parameters(vocabulary), [*chain.from_iterable(by_row)]
     want = unpacked_step(params, *padded(taken), len(taken), list(Rule).index(Rule.LWM), vocabulary)
     for split in SPLITS[Rule.LWM]:
-        got = packed_step(params, *load(loader, 2, split), MODEL, Rule.LWM, attend)
+        got = packed(params, loader, 2, split, Rule.LWM)
         jax.tree.map_with_path(lambda path, x, y, split=split: check(f"{split} {path}", x, y), got, want)
 
 
