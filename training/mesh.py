@@ -195,6 +195,11 @@ def own_share(weights: Array, chunk: int) -> Array:
     return jnp.where(turns == lax.axis_index("tp"), weights, 0)
 
 
+def groups(mesh: Mesh) -> int:
+    """Count the rings: each takes its own rows."""
+    return math.prod(mesh.shape[axis] for axis in ROWS)
+
+
 def own_slices(mesh: Mesh, rows: int, columns: int) -> tuple[slice, slice]:
     """Return which rows and columns of a step this process has to load: those of its devices, one block."""
     where = NamedSharding(mesh, PartitionSpec(ROWS, COLUMNS)).addressable_devices_indices_map((rows, columns))

@@ -39,16 +39,16 @@ class Metrics(NamedTuple):
     lr: Array
 
 
-def begin(config: Config, vocabulary: Vocabulary, mesh: Mesh | None = None) -> State:
-    """Draw the state before the first step from the config's seed: the same on any mesh."""
+def begin(config: Config, vocabulary: Vocabulary, mesh: Mesh | None = None, params: Params | None = None) -> State:
+    """Return the state before the first step: of given parameters, or of some drawn alike on any mesh."""
 
-    def draw() -> State:
-        params = init(jax.random.key(config.seed), config.model, vocabulary)
+    def draw(params: Params | None) -> State:
+        params = params or init(jax.random.key(config.seed), config.model, vocabulary)
         return State(params, make_optimizer(config).init(params), jnp.int32(0))
 
     if mesh is None:
-        return jax.jit(draw)()
-    return jax.jit(draw, out_shardings=state_shardings(jax.eval_shape(draw), mesh))()
+        return jax.jit(draw)(params)
+    return jax.jit(draw, out_shardings=state_shardings(jax.eval_shape(draw, params), mesh))(params)
 
 
 def cut(batch: Batch, accumulation: int) -> Parts:

@@ -25,9 +25,12 @@ from .config import Config, Data, Mixture
 from .loader import ahead
 from .loss import divisor
 from .model import Params
+from .ring.layout import plan_layout
 from .ring.ring import make_ring
 from .ring.xla import Xla
 from .step import Parts, State, begin, cut, make_evaluation, make_step
+from .weights.leaves import Key, pick
+from .weights.start import load_weights
 
 METRICS, CURVE, BOARD = "metrics.jsonl", "curve.png", "tensorboard"
 
@@ -120,11 +123,12 @@ def train(
     mesh.check(devices, config, loader.dataset.length)
     out, vocabulary = make_out(config), loader.dataset.vocabulary
     attend = attend or make_ring(block=Xla(tile_for(loader.dataset.length // devices.shape[mesh.COLUMNS])))
+    describe_run(out, config.model, vocabulary)
     measure = make_measure(config, held_out, attend, devices)
     with closing(Checkpoints(out / CHECKPOINTS, config.checkpoint.keep, identify(config, loader))) as saved:
         fresh = jax.eval_shape(lambda: begin(config, vocabulary))
         placed = jax.tree.map(mesh.with_sharding, fresh, mesh.state_shardings(fresh, devices))
-        first = saved.restore(placed) or begin(config, vocabulary, devices)
+        first = saved.restore(placed) or first_state(config, vocabulary, devices)
         with telling(out, int(first.step), report) as tell:
             for state, line in run(config, first, loader, attend, devices):
                 if not math.isfinite(line["loss"] + line["gradient_norm"]):
@@ -136,9 +140,21 @@ def train(
                 if due(line, config.checkpoint.every, config):
                     saved.save(state)
     if jax.process_index() == 0:
-        describe_run(out, config.model, vocabulary)
         curve.draw(out / METRICS, out / CURVE)
     return summarise(config, vocabulary, out)
+
+
+def first_state(config: Config, vocabulary: Vocabulary, devices: Mesh) -> State:
+    """Draw the parameters of a new run, or read them from where its config says that they come from."""
+    if config.init is None:
+        return begin(config, vocabulary, devices)
+    drawn = jax.eval_shape(lambda: begin(config, vocabulary)).params
+    where = mesh.state_shardings(drawn, devices)
+
+    def place(key: Key, leaf: np.ndarray) -> jax.Array:
+        return jax.device_put(leaf, pick(where, key))
+
+    return begin(config, vocabulary, devices, load_weights(config.init, config.model, vocabulary, config.seed, place))
 
 
 def tile_for(length: int) -> int:
@@ -180,11 +196,12 @@ def run(
 def feed(config: Config, loader: Loader, devices: Mesh, steps: range) -> Iterator[tuple[Plan, Parts]]:
     """Plan steps, choose each one's layout, and read this host's part of it, a few ahead."""
     length, ring = loader.dataset.length, devices.shape[mesh.COLUMNS]
-    own = mesh.own_slices(devices, config.rows, length)
+    own, apart = mesh.own_slices(devices, config.rows, length), config.accumulation * mesh.groups(devices)
 
     def make(t: int) -> tuple[Plan, Parts]:
         plan = loader.plan(t)
-        batch = loader.load(plan, *own, None)
+        layout = plan_layout(plan.table, length, ring, tile_for(length // ring), apart) if ring > 1 else None
+        batch = loader.load(plan, *own, layout and layout.permutation)
         return plan, mesh.place(cut(batch, config.accumulation), devices, config.rows, length)
 
     return ahead(make, steps)

@@ -1,4 +1,4 @@
-"""JAX compiles every little test program: let it do so cheaply, for up to four devices that the host stands for.
+"""JAX compiles every little test program: let it do so cheaply, for up to eight devices that the host stands for.
 
 Set before jax is imported; children inherit it.
 """
@@ -10,6 +10,6 @@ os.environ["XLA_FLAGS"] = " ".join(
         os.environ.get("XLA_FLAGS", ""),
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
-        "--xla_force_host_platform_device_count=4",
+        "--xla_force_host_platform_device_count=8",
     ]
 ).strip()

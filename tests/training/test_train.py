@@ -21,6 +21,7 @@ from worldloom.packing.dataset import open_dataset
 from worldloom.packing.weights import Rule
 from worldloom.tokenizers.vocabulary import Vocabulary
 from worldloom.training import metrics
+from worldloom.training.checkpoint import open_run
 from worldloom.training.config import Config, Model, parse
 from worldloom.training.curve import running_mean
 from worldloom.training.step import begin as first_state
@@ -504,3 +505,25 @@ def test_the_stand_in_keeps_to_the_seam():
     plan = loader.plan(7)
     batch = loader.load(plan, slice(1, 3), slice(0, 16), None)
     assert batch.examples == plan.examples == 12 and batch.tokens.shape == (2, 16)
+
+
+def test_a_run_begins_from_another_runs_weights_and_only_once(undisturbed, tmp_path):
+    """The first loss is that of the parameters it begins from; going on, they are not read again."""
+    first = configure(tmp_path / "next", init=str(undisturbed), steps=8, optimizer={"lr": 1e-3, "warmup": 2})
+    train(first, Synthetic())
+    params = open_run(undisturbed)[0]
+    batch = Synthetic().batch(0)
+    want, _ = jax.jit(loss_and_gradients, static_argnames=("model", "rule"))(
+        params, cut(batch, 1), batch.examples, MODEL, Rule.EXAMPLE
+    )
+    assert losses(tmp_path / "next")[1] == pytest.approx(float(want), rel=1e-5)
+    assert losses(tmp_path / "next")[1] < 0.8 * losses(undisturbed)[1]
+    again = first.model_copy(update={"init": "/nowhere", "steps": 10})
+    told = []
+    train(again, Synthetic(), report=told.append)
+    assert [line["step"] for line in told] == [9, 10]
+
+
+def test_weights_that_are_not_there_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"holds no weights: name the folder of a run"):
+        train(configure(tmp_path / "run", init=str(tmp_path / "nothing")), Synthetic())

@@ -9,8 +9,6 @@ import numpy as np
 
 from ...errors import UserError
 from ...packing.thin import uniform
-from ...tokenizers.vocabulary import Vocabulary
-from .needle import HEAD, Coder
 
 FEW = 8  # frames that most models see of a video, and LWM's script (lwm/vision_chat.py)
 
@@ -61,23 +59,6 @@ def make_trial(pool: Sequence[Clip], word: Word, clips: int, depth: int, number:
 def few(codes: np.ndarray) -> np.ndarray:
     """Choose `FEW` frames, the first, the last and uniformly between; fewer stay as they are."""
     return codes[uniform(FEW, len(codes))] if len(codes) > FEW else codes
-
-
-def make_prompt(codes: np.ndarray, question: str, coder: Coder, vocabulary: Vocabulary) -> np.ndarray:
-    """Lay a question about a picture or a video out as a chat's data is: BOS, question, frames, `ASSISTANT:`.
-
-    Args:
-      codes: `[frames, codes of a frame]`.
-
-    Returns:
-      ids, int32 `[n]`.
-    """
-    endings = np.full((len(codes), 1), vocabulary.eof)
-    endings[-1] = vocabulary.eov
-    frames = np.concatenate([codes.astype(np.int32) + vocabulary.text_size, endings], axis=1).ravel()
-    asked = coder.encode(f"{HEAD} {question}\n")
-    parts = [vocabulary.bos], asked, coder.encode("<vision>"), frames, coder.encode("</vision>")
-    return np.concatenate([np.asarray(ids, np.int32) for ids in (*parts, coder.encode("ASSISTANT:"))])
 
 
 def agrees(reply: str, answer: str) -> bool:

@@ -38,7 +38,7 @@ class Outcome:
     right: tuple[bool, ...]
 
 
-def digest(prompt: np.ndarray | str) -> str:
+def digest(prompt: np.ndarray | Sequence[int] | str) -> str:
     """Name a prompt's ids, taken as little-endian int32, or its text."""
     data = prompt.encode(errors="replace") if isinstance(prompt, str) else np.asarray(prompt, "<i4").tobytes()
     return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -4,7 +4,7 @@ Along `sp` every device holds its share of each chunk that was read, and every s
 all hold equally many. Slots that hold nothing, between rows of unequal length and behind the end, are of segment 0.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,19 +26,22 @@ class Cache(NamedTuple):
     Attributes:
       k, v: [layers, B, Hkv, C, D], of the model's dtype, k rotated already; C slots on each device.
       where: of each slot, int32 [B, C].
-      count: tokens of each row, which is the position of its next one, int32 [B].
+      lengths: tokens of each row, which is the position of its next one, int32 [B].
       filled: slots in use on each device, int32 scalar.
     """
 
     k: Array
     v: Array
     where: Where
-    count: Array
+    lengths: Array
     filled: Array
 
 
-_KEYS, _SLOTS = P(None, ROWS, "tp", COLUMNS, None), P(ROWS, COLUMNS)
-SPECS = Cache(_KEYS, _KEYS, Where(_SLOTS, _SLOTS), P(ROWS), P())
+_KEYS: Any = P(None, ROWS, "tp", COLUMNS, None)
+_SLOTS: Any = P(ROWS, COLUMNS)
+_EACH: Any = P(ROWS)
+_ALIKE: Any = P()
+SPECS = Cache(_KEYS, _KEYS, Where(_SLOTS, _SLOTS), _EACH, _ALIKE)
 
 
 def empty(model: Model, rows: int, slots: int, heads: int) -> Cache:

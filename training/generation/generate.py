@@ -1,18 +1,15 @@
-"""Reading prompts into a cache, and writing on from there: texts until they end, frames of a given number of codes.
+"""Reading prompts and writing on from there: texts until they end, frames of a given number of codes.
 
-Everything runs in one `shard_map` over the mesh (dp, fsdp, tp, sp), be it of one device alone: rows lie over dp and
-fsdp, heads over tp, and the cache's slots over sp. Rows of unequal length are padded on the left.
+Rows of unequal length are padded on the left. What a row gives depends on nothing that stands beside it.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -20,53 +17,19 @@ from ...errors import UserError
 from ...tokenizers.vocabulary import Vocabulary
 from .. import config
 from ..config import Model
-from ..mesh import COLUMNS, ROWS, make_mesh, make_spread, specs
-from ..model import MAX_POSITIONS, Params, embed, heads, layer, rms_norm, rotation
-from ..ring.ring import choose_block, ring_forward
-from ..ring.tiles import Block, Carry, Where
+from ..mesh import COLUMNS, make_mesh, specs
+from ..model import MAX_POSITIONS, Params
+from ..ring.ring import choose_block
 from ..ring.xla import Xla
-from . import cache as caches
-from .cache import HELD, Cache
-from .sample import GREEDY, IMAGE, LATER, Sampling, choose, guide, keys_of
+from . import loop
+from .loop import State
+from .sample import GREEDY, IMAGE, LATER, Sampling
 
 Ids = Sequence[int]
 
 CHUNK = 512  # tokens of a prompt that a device reads at once
 SLOTS = 128  # the cache grows by so many slots a device: a multiple of every tile
 LEAST = 16  # tokens of the shortest chunk: prompts of few lengths compile few programs
-SAMPLED, NOTHING = -1, -1  # in what is forced: a token that is not; in what is written: behind the end
-
-
-class State(NamedTuple):
-    """What was read, and the hidden state [B, E] that tells what comes next."""
-
-    cache: Cache
-    hidden: Array
-
-
-class Plan(NamedTuple):
-    """How tokens are written; all of it is compiled in.
-
-    Attributes:
-      twice: does the unconditional row stand after each one?
-      pictures: are codes drawn, or text ids?
-      stop: the token that ends a row, or -1.
-    """
-
-    model: Model
-    vocabulary: Vocabulary
-    mesh: Mesh
-    sampling: Sampling
-    twice: bool
-    pictures: bool
-    stop: int
-
-
-_STATE = State(caches.SPECS, P(ROWS))
-
-
-def _spread(mesh: Mesh, work: Callable[..., Any], given: Any, made: Any) -> Callable[..., Any]:
-    return jax.shard_map(work, mesh=mesh, in_specs=given, out_specs=made, check_vma=False)
 
 
 def alone() -> Mesh:
@@ -74,149 +37,30 @@ def alone() -> Mesh:
     return make_mesh(config.Mesh(fsdp=1), jax.devices()[:1])
 
 
+def place_leaf(key: Sequence[str], leaf: Any, model: Model, mesh: Mesh) -> Array:
+    """Lay one parameter over a mesh, for reading alone: all but norms in the type of the activations.
+
+    Raises:
+      UserError: the mesh does not divide it.
+    """
+    tree: Any = leaf
+    for name in reversed(key):
+        tree = {name: tree}
+    (spec,) = jax.tree.leaves(specs(tree), is_leaf=lambda node: isinstance(node, P))
+    where = NamedSharding(mesh, spec)
+    try:
+        where.shard_shape(leaf.shape)
+    except ValueError:
+        sizes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
+        raise UserError(
+            f"mesh {sizes} does not divide {'/'.join(key)} {list(leaf.shape)}: choose sizes that do"
+        ) from None
+    return jax.device_put(leaf if key[-1].endswith("norm") else leaf.astype(model.dtype), where)
+
+
 def place(params: Params, model: Model, mesh: Mesh) -> Params:
-    """Lay parameters over a mesh for reading alone: everything but norms in the type of the activations."""
-
-    def put(path: tuple[Any, ...], array: Array, spec: P) -> Array:
-        kept = array if path[-1].key.endswith("norm") else array.astype(model.dtype)
-        return jax.device_put(kept, NamedSharding(mesh, spec))
-
-    return jax.tree.map_with_path(put, params, specs(params))
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _empty(model: Model, mesh: Mesh, rows: int, slots: int) -> State:
-    own = rows // (mesh.shape["dp"] * mesh.shape["fsdp"])
-
-    def make() -> State:
-        cache = caches.empty(model, own, slots, model.kv_heads // mesh.shape["tp"])
-        return State(cache, jnp.zeros((own, model.width), model.dtype))
-
-    return _spread(mesh, make, (), _STATE)()
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _grow(mesh: Mesh, slots: int, state: State) -> State:
-    grow = lambda state: state._replace(cache=caches.grow(state.cache, slots))  # noqa: E731
-    return _spread(mesh, grow, (_STATE,), _STATE)(state)
-
-
-@jax.jit
-def _every_other(state: State) -> State:
-    cache = state.cache
-    where = Where(*(x[::2] for x in cache.where))
-    return State(Cache(cache.k[:, ::2], cache.v[:, ::2], where, cache.count[::2], cache.filled), state.hidden[::2])
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
-def _read(model: Model, mesh: Mesh, block: Block, params: Params, state: State, tokens: Array, real: Array) -> State:
-    """Read a chunk [B, L] of which `real` tells the tokens from padding, each device its share."""
-    spread = make_spread(model.dtype)
-
-    def read(params: Params, state: State, tokens: Array, real: Array) -> State:
-        cache, length = state.cache, tokens.shape[1]
-        before = lax.all_gather(real.sum(1), COLUMNS)  # of each share
-        own = lax.axis_index(COLUMNS)
-        first = cache.count + jnp.where(jnp.arange(len(before)) < own, before.T, 0).sum(1)
-        positions = jnp.maximum(first[:, None] + jnp.cumsum(real, 1) - 1, 0)
-        here = Where(positions, jnp.where(real, HELD, 0))
-        there = caches.mark(cache.where, here, cache.filled)
-        turn = rotation(positions, model.head_width, model.theta)
-
-        def one(x: Array, of: tuple[Params, Array, Array]) -> tuple[Array, Any]:
-            weights, *held = of
-
-            def attend(q: Array, k: Array, v: Array) -> tuple[Array, Any]:
-                new = k.swapaxes(1, 2), v.swapaxes(1, 2)
-                keys, values = (caches.put(x, y, cache.filled, 2) for x, y in zip(held, new, strict=True))
-                keys, values = keys.swapaxes(1, 2), values.swapaxes(1, 2)
-                return ring_forward(q, keys, values, here, there, COLUMNS, block, ROWS)[0], new
-
-            return layer(x, weights, turn, model, attend, spread=spread)
-
-        x = embed(params, tokens, spread).astype(model.dtype)
-        x, (k, v) = lax.scan(one, x, (params["layers"], cache.k, cache.v))
-        last = jnp.where(own == len(before) - 1, x[:, -1], 0)
-        hidden = rms_norm(lax.psum(last, COLUMNS), params["norm"], model.eps)
-        cache = caches.write(cache, k, v, here, cache.filled)
-        return State(cache._replace(count=cache.count + before.sum(0), filled=cache.filled + length), hidden)
-
-    given = specs(params), _STATE, P(ROWS, COLUMNS), P(ROWS, COLUMNS)
-    return _spread(mesh, read, given, _STATE)(params, state, tokens, real)
-
-
-def _step(params: Params, model: Model, cache: Cache, tokens: Array, alive: Array, n: Array) -> State:
-    """Read the n-th token [B] since the cache was last filled: all devices along sp work on it, and one keeps it."""
-    spread, ring = make_spread(model.dtype), lax.axis_size(COLUMNS)
-    turn = rotation(cache.count[:, None], model.head_width, model.theta)
-    seen = cache.where.segments != 0
-
-    def one(x: Array, of: tuple[Params, Array, Array]) -> tuple[Array, Any]:
-        weights, keys, values = of
-
-        def attend(q: Array, k: Array, v: Array) -> tuple[Array, Any]:
-            q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-            itself = caches.look(q, k, v, jnp.ones((len(q), 1), bool))
-            part = caches.merge(caches.across(caches.look(q, keys, values, seen), COLUMNS), itself)
-            return _mixed(part).astype(q.dtype), (k, v)
-
-        return layer(x, weights, turn, model, attend, spread=spread)
-
-    x = embed(params, tokens[:, None], spread).astype(model.dtype)
-    x, (k, v) = lax.scan(one, x, (params["layers"], cache.k, cache.v))
-    own = lax.axis_index(COLUMNS)
-    here = Where(cache.count[:, None], jnp.where(alive & (own == n % ring), HELD, 0)[:, None])
-    # The others write too, into the slot of their own next turn, where it counts for nothing.
-    cache = caches.write(cache, k, v, here, cache.filled + (n + ring - 1 - own) // ring)
-    return State(cache._replace(count=cache.count + alive), rms_norm(x[:, 0], params["norm"], model.eps))
-
-
-def _mixed(part: Carry) -> Array:
-    return (part.out / part.total[..., None]).swapaxes(1, 2)
-
-
-@partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _write(
-    plan: Plan, params: Params, state: State, seed: Array, prompts: Array, alive: Array, forced: Array
-) -> tuple[State, Array]:
-    """Write until `forced` ends or all rows have: int32 [B, T], with every token read again."""
-    model, vocabulary, sampling, steps = plan.model, plan.vocabulary, plan.sampling, len(forced)
-    copies = 2 if plan.twice else 1
-    first, size = (vocabulary.text_size, vocabulary.codes) if plan.pictures else (0, vocabulary.text_size)
-
-    def next_token(params: Params, state: State, seed: Array, prompts: Array) -> Array:
-        head = heads(params, make_spread(model.dtype))[plan.pictures].astype(model.dtype)
-        logits = jnp.einsum("be,ev->bv", state.hidden, head, preferred_element_type=jnp.float32)[:, :size]
-        if plan.twice:
-            logits = guide(logits, sampling.guidance)
-        return first + choose(logits, keys_of(seed, prompts, state.cache.count[::copies]), sampling)
-
-    def write(
-        params: Params, state: State, seed: Array, prompts: Array, alive: Array, forced: Array
-    ) -> tuple[State, Array]:
-        def goes_on(carry: Any) -> Array:
-            n, _, _, any_alive, _ = carry
-            return (n < steps) & any_alive
-
-        def turn(carry: Any) -> Any:
-            n, state, alive, _, written = carry
-            drawn = next_token(params, state, seed, prompts)
-            token = jnp.where(forced[n] == SAMPLED, drawn, forced[n])
-            written = written.at[:, n].set(jnp.where(alive, token, NOTHING))
-            twice = jnp.repeat(token, copies), jnp.repeat(alive, copies)
-            state = _step(params, model, state.cache, *twice, n)
-            alive = alive & (token != plan.stop)
-            return n + 1, state, alive, lax.pmax(alive.any(), ROWS), written
-
-        nothing = jnp.full((len(alive), steps), NOTHING, jnp.int32)
-        start = jnp.int32(0), state, alive, lax.pmax(alive.any(), ROWS), nothing
-        n, state, _, _, written = lax.while_loop(goes_on, turn, start)
-        slots = -(-n // lax.axis_size(COLUMNS))
-        return state._replace(cache=state.cache._replace(filled=state.cache.filled + slots)), written
-
-    given = specs(params), _STATE, P(), P(ROWS), P(ROWS), P()
-    work = _spread(plan.mesh, write, given, (_STATE, P(ROWS)))
-    return work(params, state, seed, prompts, alive, forced)
+    """Lay all parameters over a mesh, see `place_leaf`."""
+    return jax.tree.map_with_path(lambda path, leaf: place_leaf([key.key for key in path], leaf, model, mesh), params)
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,7 +80,7 @@ class Generator:
 
     def begin(self, rows: int, tokens: int) -> State:
         """Make room for rows of so many tokens; more is made where it is needed."""
-        return _empty(self.model, self.mesh, rows, _up(-(-tokens // self._ring), SLOTS))
+        return loop.empty(self.model, self.mesh, rows, _up(-(-tokens // self._ring), SLOTS))
 
     def hear(self, state: State, prompts: Sequence[Ids]) -> State:
         """Read on in every row, long prompts in chunks; a row may have nothing to read.
@@ -254,7 +98,7 @@ class Generator:
         block = choose_block()
         block = Xla(min(chunk, SLOTS)) if chunk % block.tile else block
         for part in zip(np.split(tokens, count, 1), np.split(real, count, 1), strict=True):
-            state = _read(self.model, self.mesh, block, self.params, state, *part)
+            state = loop.read(self.model, self.mesh, block, self.params, state, *part)
         return state
 
     def speak(
@@ -265,9 +109,9 @@ class Generator:
         Args:
           prompts: the number of each row's prompt, which its chance comes from; -1 for a row that stays silent.
         """
-        free = np.full(new_tokens, SAMPLED, np.int32)
+        free = np.full(new_tokens, loop.SAMPLED, np.int32)
         state, written = self._write(state, free, False, sampling, seed, prompts)
-        ends = (NOTHING, self.vocabulary.eos)
+        ends = (loop.NOTHING, self.vocabulary.eos)
         return state, [[int(token) for token in row if token not in ends] for row in written]
 
     def paint(
@@ -288,7 +132,7 @@ class Generator:
         Args:
           last: does the picture or video end here?
         """
-        forced = np.full((frames, codes + 1), SAMPLED, np.int32)
+        forced = np.full((frames, codes + 1), loop.SAMPLED, np.int32)
         forced[:, -1] = self.vocabulary.eof
         forced[-1, -1] = self.vocabulary.eov if last else self.vocabulary.eof
         state, written = self._write(state, forced.ravel(), True, sampling, seed, prompts)
@@ -330,7 +174,7 @@ class Generator:
             state, drawn = self.paint(state, 1, codes, frames == 1, first, seed, numbers)
             if frames == 1:
                 return list(drawn)
-            state = state if later.guided or not twice else _every_other(state)
+            state = state if later.guided or not twice else loop.every_other(state)
             rest = self.paint(state, frames - 1, codes, True, later, seed, numbers)[1]
             return list(np.concatenate([drawn, rest], 1))
 
@@ -356,12 +200,14 @@ class Generator:
 
     def _with_room(self, state: State, slots: int) -> State:
         held, used = state.cache.k.shape[3] // self._ring, int(state.cache.filled)
-        longest = int(state.cache.count.max()) + slots * self._ring
+        longest = int(state.cache.lengths.max()) + slots * self._ring
         if longest > MAX_POSITIONS:
-            raise UserError(f"a prompt and its answer take {longest:,} tokens, and the model counts {MAX_POSITIONS:,}: shorten them")
+            raise UserError(
+                f"a prompt and its answer take {longest:,} tokens, and the model counts {MAX_POSITIONS:,}: shorten them"
+            )
         if used + slots <= held:
             return state
-        return _grow(self.mesh, _up(max(used + slots, 2 * held), SLOTS), state)
+        return loop.grow(self.mesh, _up(max(used + slots, 2 * held), SLOTS), state)
 
     def _write(
         self, state: State, forced: np.ndarray, pictures: bool, sampling: Sampling, seed: int, prompts: Ids | None
@@ -370,9 +216,9 @@ class Generator:
         rows = len(state.hidden)
         numbers = np.asarray(range(rows) if prompts is None else prompts, np.int32)
         stop = -1 if pictures else self.vocabulary.eos
-        plan = Plan(self.model, self.vocabulary, self.mesh, sampling, rows > len(numbers), pictures, stop)
+        plan = loop.Plan(self.model, self.vocabulary, self.mesh, sampling, rows > len(numbers), pictures, stop)
         given = np.uint32(seed), numbers, numbers >= 0, forced
-        state, written = _write(plan, self.params, state, *given)
+        state, written = loop.write(plan, self.params, state, *given)
         return state, np.asarray(written)
 
 

@@ -19,7 +19,8 @@ from .xla import Xla
 
 FP32 = jnp.float32
 UNSEEN = -MASKED  # a log-sum-exp that makes every share of a row that sees nothing 0
-GATHER_BELOW = 1024  # tokens on a device; measured, see benchmarks/ring.py
+GATHER_BELOW = 2048  # tokens on a device: at 2K a ring of 16 ran half as fast as gathering (MaxText, pull request 4687)
+ROUND = 1 << 15  # tokens times key heads that go round together in the backward pass, where shards are long
 KEPT = "attention"  # what a policy of `jax.checkpoint` may save, so that the backward pass need not go round first
 
 
@@ -100,8 +101,8 @@ def make_ring(
         ring, here = Ring(axis, block, agree, q.shape[1] < gather_below), Where(positions, segments)
         delta = jnp.einsum("blhd,blhd->bhl", d_out, out, preferred_element_type=FP32)
         lse = jnp.where(lse <= MASKED, UNSEEN, lse)
-        sums = _backward(ring, *map(_heads_first, (q, k, v, d_out)), lse, delta, here, _look(ring, here, here))
-        return *(_heads_first(x.astype(q.dtype)) for x in sums), None, None
+        sums = _by_heads(ring, q, k, v, d_out, lse, delta, here, _look(ring, here, here))
+        return *sums, None, None
 
     attend.defvjp(forward, backward)
     return attend
@@ -132,16 +133,6 @@ def ring_forward(
     carry = _forward(ring, *map(_heads_first, (q, k, v)), here, there, _look(ring, here, there))
     out, lse = _finish(carry)
     return _heads_first(out.astype(q.dtype)), lse
-
-
-def count_tiles(here: Where, ring: Ring) -> Array:
-    """Count the pairs of tiles that each hop works on, from the ranges that the block is given: int32 [B, N]."""
-    sight = _look(ring, here, here)
-    counts = []
-    for hop in range(ring.size):
-        ranges = by_query(sight.queries, _source(ring, sight, jnp.int32(hop)))
-        counts.append(jnp.sum(ranges.hi - ranges.lo, -1) * (hop <= sight.last))
-    return jnp.stack(counts, -1)
 
 
 def _look(ring: Ring, here: Where, there: Where) -> Sight:
@@ -175,14 +166,36 @@ def _forward(ring: Ring, q: Array, k: Array, v: Array, here: Where, there: Where
         coming = _pass_on(ring, shard, 1)
         return coming, work(hop, shard, carry)
 
-    shard = k, v, there
+    shard: Any = k, v, there
     if ring.size == 1:
         return work(jnp.int32(0), shard, carry)
     if ring.gather:
         shards = lax.all_gather(shard, ring.axis)
-        return lax.fori_loop(0, sight.last + 1, lambda hop, carry: work(hop, _pick(shards, _owner(ring, hop)), carry), carry)
+        one = lambda hop, carry: work(hop, _pick(shards, _owner(ring, hop)), carry)
+        return lax.fori_loop(0, sight.last + 1, one, carry)
     shard, carry = lax.fori_loop(0, sight.last, turn, (shard, carry))
     return work(sight.last, shard, carry)
+
+
+def _by_heads(
+    ring: Ring, q: Array, k: Array, v: Array, d_out: Array, lse: Array, delta: Array, here: Where, sight: Sight
+) -> Gradients:
+    """Go round with as many key heads at a time as `ROUND` allows: what is under way is the most that is held."""
+    heads = k.shape[2]
+    most = heads if ring.size == 1 else min(heads, -(-ROUND // k.shape[1]))
+    at_once = next(n for n in range(most, 0, -1) if heads % n == 0)
+
+    def some(i: Array, done: Gradients) -> Gradients:
+        def cut(x: Array, axis: int) -> Array:
+            size = x.shape[axis] * at_once // heads
+            return lax.dynamic_slice_in_dim(x, i * size, size, axis)
+
+        firsts = (_heads_first(cut(x, 2)) for x in (q, k, v, d_out))
+        new = _backward(ring, *firsts, cut(lse, 1), cut(delta, 1), here, sight)
+        put = lambda x, y: lax.dynamic_update_slice_in_dim(x, _heads_first(y).astype(x.dtype), i * y.shape[1], 2)
+        return tuple(map(put, done, new))
+
+    return lax.fori_loop(0, heads // at_once, some, tuple(map(jnp.zeros_like, (q, k, v))))
 
 
 def _backward(

@@ -72,9 +72,7 @@ class Block(Protocol):
         """Tokens in a tile, of queries and of keys."""
         ...
 
-    def forward(
-        self, q: Array, k: Array, v: Array, here: Where, there: Where, ranges: Ranges, carry: Carry
-    ) -> Carry:
+    def forward(self, q: Array, k: Array, v: Array, here: Where, there: Where, ranges: Ranges, carry: Carry) -> Carry:
         """Add what queries `here` see in keys `there` to the online softmax."""
         ...
 

@@ -18,9 +18,7 @@ class Xla:
 
     tile: int = 128
 
-    def forward(
-        self, q: Array, k: Array, v: Array, here: Where, there: Where, ranges: Ranges, carry: Carry
-    ) -> Carry:
+    def forward(self, q: Array, k: Array, v: Array, here: Where, there: Where, ranges: Ranges, carry: Carry) -> Carry:
         def one(i: Array, carry: Carry) -> Carry:
             row, query = jnp.divmod(i, ranges.lo.shape[1])
             cut = lambda x, j: _cut(x, row, j, self.tile)  # noqa: E731
@@ -77,19 +75,17 @@ def _attend(q: Array, k: Array, v: Array, seen: Array, softmax: Carry) -> Carry:
     """Take in a tile of keys: q [Hkv, G, T, D], k, v [Hkv, T, D], seen [T, T]."""
     scores = jnp.where(seen, _product("hgqd,hkd->hgqk", q, k) * q.shape[-1] ** -0.5, MASKED)
     top = jnp.maximum(softmax.top, scores.max(-1))
-    shares = jnp.where(seen, jnp.exp(scores - top[..., None]), 0.0)
+    shares = jnp.exp(scores - jnp.where(top == MASKED, 0.0, top)[..., None])
     fade = jnp.exp(softmax.top - top)
     out = softmax.out * fade[..., None] + _product("hgqk,hkd->hgqd", shares.astype(v.dtype), v)
     return Carry(out, top, softmax.total * fade + shares.sum(-1))
 
 
-def _differentiate(
-    q: Array, d_out: Array, lse: Array, delta: Array, k: Array, v: Array, seen: Array
-) -> Gradients:
+def _differentiate(q: Array, d_out: Array, lse: Array, delta: Array, k: Array, v: Array, seen: Array) -> Gradients:
     """Return what a pair of tiles adds to dq, dk and dv."""
     scale = q.shape[-1] ** -0.5
-    scores = _product("hgqd,hkd->hgqk", q, k) * scale
-    shares = jnp.where(seen, jnp.exp(scores - lse[..., None]), 0.0)
+    scores = jnp.where(seen, _product("hgqd,hkd->hgqk", q, k) * scale, MASKED)
+    shares = jnp.exp(scores - lse[..., None])
     d_shares = _product("hgqd,hkd->hgqk", d_out, v)
     d_scores = (shares * (d_shares - delta[..., None]) * scale).astype(q.dtype)
     dv = _product("hgqk,hgqd->hkd", shares.astype(d_out.dtype), d_out)

@@ -46,14 +46,11 @@ class Described(NamedTuple):
     Attributes:
       model: its numbers, with RoPE's theta and the norms' eps.
       ids: number of its ids.
-      bos, eos: of them, the begin and end of sequence, or None.
       tied: is the head the embedding?
     """
 
     model: Model
     ids: int
-    bos: int | None
-    eos: int | None
     tied: bool
 
 
@@ -81,7 +78,7 @@ def describe(folder: Path) -> Described:
         raise UserError(f"{folder / CONFIG} does not describe a LLaMA that can be read here: {error}") from error
     if (told.get("head_dim") or model.head_width) != model.head_width:
         raise UserError(f"{folder} has heads {told['head_dim']} wide, where the model here has {model.head_width}")
-    return Described(model, ids, _id(told, "bos"), _id(told, "eos"), bool(told.get("tie_word_embeddings")))
+    return Described(model, ids, bool(told.get("tie_word_embeddings")))
 
 
 def _check_kind(folder: Path, told: dict[str, Any]) -> None:
@@ -101,12 +98,6 @@ def _check_kind(folder: Path, told: dict[str, Any]) -> None:
             raise UserError(
                 f"{folder} has {name} {found[name]}, where the model here has {known}: choose another model"
             )
-
-
-def _id(told: dict[str, Any], name: str) -> int | None:
-    found = told.get(f"{name}_token_id")
-    found = found[0] if isinstance(found, list) and found else found
-    return found if isinstance(found, int) else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Where first parameters come from: a run of ours, Hugging Face's files, or LWM's; tables of pictures may be new."""
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,12 @@ import numpy as np
 
 from ...errors import UserError
 from ...tokenizers.vocabulary import Vocabulary
-from ..checkpoint import open_run
+from ..checkpoint import CHECKPOINTS, RUN, Checkpoints, describe_run, open_run
 from ..config import Model
 from ..model import INIT_STD, Params
+from ..step import State
 from . import huggingface, lwm
-from .leaves import Key, Leaf, Shape, check_shape, leaf_shapes, pick, put
-
-RUN = "run.json"
+from .leaves import Key, Leaf, check_shape, leaf_shapes, pick, put
 
 
 def load_weights(
@@ -36,26 +36,36 @@ def load_weights(
     Raises:
       UserError: nothing of these lies there, or it does not fit model or vocabulary.
     """
-    wanted, params = leaf_shapes(model, vocabulary), Params()
-    for key, leaf in _leaves(Path(str(path).rpartition("::")[2]), model, vocabulary):
+    params: Params = {}
+    for key, leaf in leaves(path, model, vocabulary):
         put(params, key, place(key, leaf))
-    if "vision" not in params:
-        for number, key in enumerate(key for key in wanted if key[0] == "vision"):
-            put(params, key, place(key, _drawn(wanted[key], seed, number)))
+    for key, leaf in missing_tables(params, model, vocabulary, seed):
+        put(params, key, place(key, leaf))
     return params
 
 
-def _leaves(path: Path, model: Model, vocabulary: Vocabulary) -> Iterator[Leaf]:
-    if (path / RUN).exists():
-        return _of_run(path, model, vocabulary)
-    if (path / huggingface.CONFIG).exists():
-        return huggingface.read(path, model, vocabulary)
-    if path.is_file():
-        return lwm.read(path, model, vocabulary)
+def leaves(path: str | Path, model: Model, vocabulary: Vocabulary) -> Iterator[Leaf]:
+    """Yield the leaves that lie at a path, fp32: see `load_weights`."""
+    place = Path(str(path).rpartition("::")[2])
+    if (place / RUN).exists():
+        return _of_run(place, model, vocabulary)
+    if (place / huggingface.CONFIG).exists():
+        return huggingface.read(place, model, vocabulary)
+    if place.is_file():
+        return lwm.read(place, model, vocabulary)
     raise UserError(
-        f"{path} holds no weights: name the folder of a run (with {RUN}), one of Hugging Face's (with "
+        f"{place} holds no weights: name the folder of a run (with {RUN}), one of Hugging Face's (with "
         f"{huggingface.CONFIG}), or a stream of LWM's"
     )
+
+
+def missing_tables(params: Params, model: Model, vocabulary: Vocabulary, seed: int) -> Iterator[Leaf]:
+    """Draw the tables of pictures that a model has and its weights have not, as `model.init` does."""
+    if "vision" in params:
+        return
+    tables = [(key, shape) for key, shape in leaf_shapes(model, vocabulary).items() if key[0] == "vision"]
+    for number, (key, shape) in enumerate(tables):
+        yield key, INIT_STD * np.random.default_rng([seed, number]).standard_normal(shape, np.float32)
 
 
 def _of_run(path: Path, model: Model, vocabulary: Vocabulary) -> Iterator[Leaf]:
@@ -71,6 +81,15 @@ def _of_run(path: Path, model: Model, vocabulary: Vocabulary) -> Iterator[Leaf]:
             yield key, np.asarray(leaf, np.float32)
 
 
-def _drawn(shape: Shape, seed: int, number: int) -> np.ndarray:
-    """Draw a table as `model.init` draws all: normal, of deviation 0.02."""
-    return INIT_STD * np.random.default_rng([seed, number]).standard_normal(shape, np.float32)
+def save_run(out: Path, params: Params, model: Model, vocabulary: Vocabulary, origin: str) -> None:
+    """Make parameters the folder of a run that nothing was trained in yet: to generate from it, or begin from it.
+
+    Raises:
+      UserError: the folder holds a run already.
+    """
+    if (out / RUN).exists() or (out / CHECKPOINTS).exists():
+        raise UserError(f"{out} holds a run already: choose a new folder")
+    out.mkdir(parents=True, exist_ok=True)
+    with closing(Checkpoints(out / CHECKPOINTS, 1, {"weights": origin})) as saved:
+        saved.save(State(params, {}, np.int32(0)))
+    describe_run(out, model, vocabulary)

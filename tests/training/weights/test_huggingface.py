@@ -86,7 +86,7 @@ def test_what_they_save_has_the_same_logits_here(tmp_path, kv_heads, shard):
     LlamaForCausalLM(told).save_pretrained(tmp_path, max_shard_size=shard)
     found = huggingface.describe(tmp_path)
     assert found.model.model_dump(exclude={"preset"}) == model.model_dump(exclude={"preset"})
-    assert (found.ids, found.bos, found.eos, found.tied) == (61, 1, 2, False)
+    assert (found.ids, found.tied) == (61, False)
     want = theirs(tmp_path)
     np.testing.assert_allclose(logits(read(tmp_path, model, TEXT), model), want, atol=1e-5 * np.abs(want).max())
 
