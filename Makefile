@@ -1,6 +1,8 @@
 # `make quickstart` and `make test` do everything on a machine with Python 3.11 and make.
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3 2>/dev/null))
 BIN := .venv/bin
+# Compiles for TPUs without one, for tests. Apart from all else, since JAX looks for a TPU at every start where it finds it.
+LIBTPU := libtpu==0.0.42.1
 # A colon in a path or a read-only checkout is the user's to mend; a missing interpreter is said in words.
 CHECK_PYTHON = $(if $(PYTHON),,$(error worldloom needs Python 3.11 or 3.12 and found no python3 on PATH: install it, or call 'make PYTHON=/path/to/python3.11 …'))
 
@@ -24,6 +26,8 @@ env: .venv/.ready
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv || \
 	  { echo "pip could not install uv: is the package index reachable from here?"; exit 1; }
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[all,dev,bench]'
+	@test "$$(uname -sm)" != 'Linux x86_64' || $(BIN)/uv pip install --quiet --python $(BIN)/python --target .venv/tpu $(LIBTPU) || \
+	  echo "libtpu could not be installed: the tests that compile for TPUs will be skipped"
 	@mkdir -p .types && ln -sfn .. .types/worldloom
 	@touch $@
 

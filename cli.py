@@ -5,14 +5,13 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 from . import __version__
+from .arguments import Formatter, Handler, add_command, add_json, add_set, positive
+from .cli_models import add_commands as add_models
 from .errors import RunFailed, UserError
-
-Handler = Callable[[argparse.Namespace], int]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,11 +63,12 @@ EXTRAS = {
     "optax": "train",
     "orbax": "train",
     "matplotlib": "train",
+    "safetensors": "train",
+    "tensorboardX": "train",
     "PIL": "vision",
     "aiohttp": "vision",
     "av": "vision",
     "diffusers": "vision",
-    "safetensors": "vision",
     "simplejpeg": "vision",
     "torch": "vision",
     "gcsfs": "gcs",
@@ -86,36 +86,37 @@ def missing_extra(error: ModuleNotFoundError) -> str:
 
 def make_parser() -> argparse.ArgumentParser:
     """Describe all commands."""
-    parser = argparse.ArgumentParser("worldloom", description=__doc__, formatter_class=_Formatter)
+    parser = argparse.ArgumentParser("worldloom", description=__doc__, formatter_class=Formatter)
     parser.add_argument("--version", action="version", version=f"worldloom {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (_build_command, _questions_command, _pack_command, _plan_command, _inspect_command, _verify_command,
-                _train_command, _train_tokenizer_command, _train_codebook_command, _convert_vqgan_command,
+                _train_tokenizer_command, _train_codebook_command, _convert_vqgan_command,
                 _quickstart_command):  # fmt: skip
         add(commands)
+    add_models(commands)
     return parser
 
 
 def _build_command(commands: Any) -> None:
-    parser = _add(commands, "build", run_build, "Build a data set from a recipe, resuming what is there.",
+    parser = add_command(commands, "build", run_build, "Build a data set from a recipe, resuming what is there.",
                   "worldloom build recipes/lwm/text-32k.yaml --out data/text-32k --workers 8")  # fmt: skip
     parser.add_argument("recipe", help="a YAML file; relative paths in it start at its folder")
     parser.add_argument("--out", required=True, help="folder or URL of the data set")
-    _add_set(parser)
+    add_set(parser)
     _add_beam(parser)
 
 
 def _questions_command(commands: Any) -> None:
-    parser = _add(commands, "questions", run_questions, "Make the questions about books, as build does first.",
+    parser = add_command(commands, "questions", run_questions, "Make the questions about books, as build does first.",
                   "worldloom questions recipes/lwm/text-chat-128k.yaml --out data/text-chat-128k")  # fmt: skip
     parser.add_argument("recipe", help="a YAML file with a source of kind book-questions")
     parser.add_argument("--out", required=True, help="folder or URL of the data set, the same as build's")
-    _add_set(parser)
+    add_set(parser)
     _add_beam(parser)
 
 
 def _pack_command(commands: Any) -> None:
-    parser = _add(commands, "pack", run_pack, "Pack finished examples into sequences.",
+    parser = add_command(commands, "pack", run_pack, "Pack finished examples into sequences.",
                   "worldloom pack data/text-32k/examples --out data/packed-8192 --length 8192")  # fmt: skip
     parser.add_argument("examples", help="a finished folder of examples (DIR/examples of a build)")
     parser.add_argument("--out", required=True, help="folder or URL of the packed data set")
@@ -129,16 +130,21 @@ def _pack_command(commands: Any) -> None:
 
 
 def _plan_command(commands: Any) -> None:
-    parser = _add(commands, "plan", run_plan, "Estimate rows, tokens, sequences, bytes and time from a sample.",
-                  "worldloom plan recipes/lwm/text-1m.yaml --seconds 60")  # fmt: skip
+    parser = add_command(
+        commands,
+        "plan",
+        run_plan,
+        "Estimate rows, tokens, sequences, bytes and time from a sample.",
+        "worldloom plan recipes/lwm/text-1m.yaml --seconds 60",
+    )
     parser.add_argument("recipe", help="a YAML file")
     parser.add_argument("--seconds", type=float, default=20.0, help="time spent on each source's sample")
-    _add_set(parser)
-    _add_json(parser)
+    add_set(parser)
+    add_json(parser)
 
 
 def _inspect_command(commands: Any) -> None:
-    parser = _add(commands, "inspect", run_inspect, "Summarise a data set, or show rows of it.",
+    parser = add_command(commands, "inspect", run_inspect, "Summarise a data set, or show rows of it.",
                   "worldloom inspect data/text-32k/packed-32768 --row 0")  # fmt: skip
     parser.add_argument("data", metavar="DIR", help="a folder of examples or sequences, or of a whole build")
     parser.add_argument("--row", type=int, help="show this row in detail")
@@ -152,27 +158,24 @@ def _inspect_command(commands: Any) -> None:
     parser.add_argument("--html", metavar="FILE", help="write the rows, frames drawn, as one web page")
     parser.add_argument("--sheet", metavar="FILE", help="write the rows' frames as one picture, a PNG")
     parser.add_argument("--full", action="store_true", help="shorten no text, and leave no frame out of the page")
-    _add_json(parser)
+    add_json(parser)
 
 
 def _verify_command(commands: Any) -> None:
-    parser = _add(commands, "verify", run_verify, "Check every shard, row, count and digest of a data set.",
+    parser = add_command(commands, "verify", run_verify, "Check every shard, row, count and digest of a data set.",
                   "worldloom verify data/text-32k")  # fmt: skip
     parser.add_argument("data", metavar="DIR", help="a folder of examples or sequences, or of a whole build")
-    _add_json(parser)
-
-
-def _train_command(commands: Any) -> None:
-    parser = _add(commands, "train", run_train, "Train a model on packed sequences, resuming from its checkpoint.",
-                  "worldloom train config.yaml --set steps=200")  # fmt: skip
-    parser.add_argument("config", help="a YAML file")
-    _add_set(parser)
-    _add_json(parser)
+    add_json(parser)
 
 
 def _train_tokenizer_command(commands: Any) -> None:
-    parser = _add(commands, "train-tokenizer", run_train_tokenizer, "Make a SentencePiece model from text files.",
-                  "worldloom train-tokenizer 'books/*.txt' --out my.model --size 8000")  # fmt: skip
+    parser = add_command(
+        commands,
+        "train-tokenizer",
+        run_train_tokenizer,
+        "Make a SentencePiece model from text files.",
+        "worldloom train-tokenizer 'books/*.txt' --out my.model --size 8000",
+    )
     parser.add_argument("paths", nargs="+", help="text files, folders or globs")
     parser.add_argument("--out", required=True, help="the model file to write")
     parser.add_argument("--size", type=positive, default=32000, help="number of pieces")
@@ -180,8 +183,13 @@ def _train_tokenizer_command(commands: Any) -> None:
 
 
 def _train_codebook_command(commands: Any) -> None:
-    parser = _add(commands, "train-codebook", run_train_codebook, "Make a codebook of picture patches from pictures.",
-                  "worldloom train-codebook 'pictures/*.png' --out codebook.npz --codes 1024")  # fmt: skip
+    parser = add_command(
+        commands,
+        "train-codebook",
+        run_train_codebook,
+        "Make a codebook of picture patches from pictures.",
+        "worldloom train-codebook 'pictures/*.png' --out codebook.npz --codes 1024",
+    )
     parser.add_argument("paths", nargs="+", metavar="IMAGES", help="picture files, folders or globs")
     parser.add_argument("--out", required=True, help="the codebook file to write")
     parser.add_argument("--codes", type=positive, default=8192, help="number of codes, 8192 at the most")
@@ -191,52 +199,30 @@ def _train_codebook_command(commands: Any) -> None:
 
 
 def _convert_vqgan_command(commands: Any) -> None:
-    parser = _add(commands, "convert-vqgan", run_convert_vqgan, "Turn LWM's VQGAN, a pickle, into safetensors.",
-                  "worldloom convert-vqgan LWM-Chat-1M-Jax/vqgan --out models/vqgan")  # fmt: skip
+    parser = add_command(
+        commands,
+        "convert-vqgan",
+        run_convert_vqgan,
+        "Turn LWM's VQGAN, a pickle, into safetensors.",
+        "worldloom convert-vqgan LWM-Chat-1M-Jax/vqgan --out models/vqgan",
+    )
     parser.add_argument("file", help="the `vqgan` file of LWM; nothing in it is run")
     parser.add_argument("--out", required=True, help="folder to write")
 
 
 def _quickstart_command(commands: Any) -> None:
-    parser = _add(commands, "quickstart", run_quickstart, "See it all: corpus, build, pack, inspect, train.",
+    parser = add_command(commands, "quickstart", run_quickstart, "See it all: corpus, build, pack, inspect, train.",
                   "worldloom quickstart quickstart-out")  # fmt: skip
     parser.add_argument("out", metavar="DIR", help="a new folder, or that of an earlier quickstart")
-
-
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Show defaults, and examples as they are written."""
-
-
-def _add(commands: Any, name: str, handler: Handler, what: str, example: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=what, description=what, epilog=f"example:\n  {example}", formatter_class=_Formatter
-    )
-    parser.set_defaults(handler=handler)
-    return parser
-
-
-def _add_set(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key; may be repeated")
-
-
-def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON for machines")
 
 
 def _add_beam(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(beam=[])
     parser.add_argument("--workers", type=positive, default=1, help="processes of the default, local runner")
-    _add_json(parser)
+    add_json(parser)
     parser.epilog = (
         f"{parser.epilog}\n\nAll that follows -- goes to Apache Beam, for example -- --runner=DataflowRunner"
     )
-
-
-def positive(text: str) -> int:
-    """Read a whole number from 1 on."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
-    return int(text)
 
 
 def frames(text: str) -> int | str:
@@ -346,40 +332,6 @@ def run_verify(options: argparse.Namespace) -> int:
     checked = ", ".join(name or options.data for name in names)
     print(f"{checked}: {f'{len(problems)} problems' if problems else 'every shard, row, count and digest is right'}")
     return int(bool(problems))
-
-
-def run_train(options: argparse.Namespace) -> int:
-    from .training.config import load
-
-    summary = train_with_bar(load(options.config, options.set))
-    if options.json:
-        print(json.dumps(asdict(summary), indent=1, default=str))
-        return 0
-    held_out = "" if summary.held_out_loss is None else f", held out {summary.held_out_loss:.3f}"
-    print(f"{summary.steps:,} steps, {summary.parameters:,} parameters, {summary.tokens_per_second:,.0f} tokens/s")
-    print(f"loss {summary.first_loss:.3f} -> {summary.last_loss:.3f}{held_out}")
-    print(f"{summary.metrics}\n{summary.curve}")
-    return 0
-
-
-def train_with_bar(config: Any) -> Any:
-    """Train, with a bar on stderr where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from .training.train import train
-
-    columns = (TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"))
-    bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not sys.stderr.isatty())
-    with bar:
-        task = bar.add_task("train", total=config.steps, told="")
-
-        def report(line: dict[str, Any]) -> None:
-            if "loss" in line:
-                told = f"loss {line['loss']:.3f}  {line['tokens_per_second']:,.0f} tokens/s"
-                bar.update(task, completed=line["step"], told=told)
-
-        return train(config, report=report)
 
 
 def run_train_tokenizer(options: argparse.Namespace) -> int:

@@ -388,6 +388,41 @@ class BookQuestionsSource(_TextSource):
         return self
 
 
-TextSource = BooksSource | BookQuestionsSource
+class LwmColumns(Section):
+    """Where the rows keep their specs; all else that a row has is what its spec names."""
+
+    fields: str = Field("fields", description="a spec, or several (LWM's fields_from_example)")
+    id: str | None = Field(None, description="a column that names the record; by default file and place do")
+
+    @property
+    def text(self) -> str:
+        """The column that every row has."""
+        return self.fields
+
+
+class LwmFilters(Section):
+    """What is kept of LWM's rows."""
+
+    equals: dict[str, Scalar] = Field({}, description="columns and the values that they must have")
+
+
+class LwmSource(_Source):
+    """LWM's pre-tokenized JSONL: texts and picture codes, and in each row a spec that says how they follow."""
+
+    kind: Literal["lwm-jsonl"]
+    columns: LwmColumns = LwmColumns()
+    filters: LwmFilters = LwmFilters()
+    index: int = Field(-1, ge=-1, description="which of several specs is taken; -1 draws one for each record")
+    frames: int | None = Field(None, ge=1, description="most frames kept, all over the clip (LWM's max_n_frames)")
+
+    @model_validator(mode="after")
+    def _is_files(self) -> Self:
+        if self.dataset:
+            raise ValueError("kind lwm-jsonl reads files of JSONL: give path instead of dataset")
+        return self
+
+
+BookSource = BooksSource | BookQuestionsSource
+TextSource = BookSource | LwmSource  # whose records hold all that they are made of
 MediaSource = ImageTextSource | VideoTextSource
-Source = BooksSource | ImageTextSource | VideoTextSource | ChatSource | BookQuestionsSource
+Source = BooksSource | ImageTextSource | VideoTextSource | ChatSource | BookQuestionsSource | LwmSource

@@ -14,7 +14,7 @@ from ..packing.ledger import DROPPED, FAILED
 from ..packing.report import Reject
 from ..packing.row import Row, example_row
 from ..recipe import Recipe
-from ..sources import BooksSource, TextSource
+from ..sources import BookSource, BooksSource
 from ..tokenizers.vocabulary import Vocabulary
 from .admission import denied_by, reject, url_of
 from .gutenberg import strip
@@ -49,7 +49,7 @@ class Admitted(NamedTuple):
     content: str
 
 
-def examine(found: Found, source: TextSource, seed: int, denied: frozenset[str]) -> Admitted | Reject:
+def examine(found: Found, source: BookSource, seed: int, denied: frozenset[str]) -> Admitted | Reject:
     """Decide on a record by all that can be known before its text is tokenized."""
     if denied and (entry := denied_by(denied, found.record, url_of(found))):
         return reject(found, source, "filter", DROPPED, "denied", entry)
@@ -102,7 +102,7 @@ class Encoded(NamedTuple):
     content: str
 
 
-def encode(recipe: Recipe, source: TextSource, found: Found, denied: frozenset[str]) -> Encoded | Reject:
+def encode(recipe: Recipe, source: BookSource, found: Found, denied: frozenset[str]) -> Encoded | Reject:
     """Turn one record into ids, or say why not."""
     admitted = examine(found, source, recipe.seed, denied)
     if isinstance(admitted, Reject):
@@ -126,7 +126,7 @@ def row(recipe: Recipe, source: BooksSource, found: Found, denied: frozenset[str
     return example_row(render(ids, source.name, found.record, told, vocabulary), vocabulary, exact, near)
 
 
-def judge_length(tokens: int, source: TextSource) -> str:
+def judge_length(tokens: int, source: BookSource) -> str:
     """Return why a text of so many tokens is dropped, or ""."""
     if not tokens:
         return "empty"

@@ -102,7 +102,16 @@ class Chat:
         return tuple(part for turn in self.turns for part in turn.parts if isinstance(part, Medium))
 
 
-Found = TextDocument | ImageText | Chat | BadRecord
+@dataclass(frozen=True)
+class Fields:
+    """A row of LWM's: texts, picture codes, and the specs that say how they follow each other."""
+
+    record: str
+    where: str
+    columns: dict[str, Any]
+
+
+Found = TextDocument | ImageText | Chat | Fields | BadRecord
 
 
 def storable(name: str) -> str:

@@ -14,7 +14,7 @@ from .reading.damage import DAMAGE
 from .reading.files import TABLES, codec_of, form_of, open_raw
 from .reading.listing import ROW_COST
 from .reading.tables import offset_in
-from .records import BadRecord, Chat, Found, ImageText
+from .records import BadRecord, Chat, Fields, Found, ImageText
 from .tokenize import read
 from .units import Part
 
@@ -110,7 +110,7 @@ def plain_bytes(found: Found, form: str) -> int:
     columns = _length(str(found.columns)) if found.columns else 0
     if isinstance(found, Chat):
         return columns + sum(_length(turn.text) for turn in found.turns)
-    if form == "jsonl":
+    if form == "jsonl" or isinstance(found, Fields):
         return columns
     members = [_length(found.text), *[columns] * bool(columns)]
     if isinstance(found, ImageText):

@@ -16,9 +16,9 @@ from ..packing.row import Row
 from ..packing.shard import EXAMPLES, Shard
 from ..packing.storage import Folder
 from ..recipe import Recipe
-from ..sources import BookQuestionsSource, BooksSource, ChatSource, Source, TextSource
+from ..sources import BookQuestionsSource, BooksSource, ChatSource, LwmSource, Source, TextSource
 from ..tokenizers.vocabulary import Vocabulary
-from . import books
+from . import books, lwm_rows
 from .admission import denied_by
 from .deny import deny_list
 from .models import vocabulary_of
@@ -167,6 +167,8 @@ def read_unit(source: Source, unit: Unit, folder: Path | None = None) -> Iterato
 
 def read(source: Source, part: Part, folder: Path | None = None) -> Iterator[Found]:
     """Yield every record of a part, in order; temporary files are made in `folder`."""
+    if isinstance(source, LwmSource):
+        return lwm_rows.read_part(source, part)
     if isinstance(source, TextSource):
         return documents.read_part(source, part)
     if isinstance(source, ChatSource):
@@ -188,6 +190,8 @@ def tokenize(
       denied: the source's deny list.
       folder: temporary files are made there.
     """
+    if isinstance(source, LwmSource):
+        return lwm_rows.rows(recipe, source, records, denied)
     if isinstance(source, BooksSource):
         return (books.row(recipe, source, found, denied) for found in records)
     if isinstance(source, BookQuestionsSource):

@@ -8,12 +8,12 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from ..records import BadRecord, Chat, ImageText, TextDocument, storable
+from ..records import BadRecord, Chat, Fields, ImageText, TextDocument, storable
 from ..units import Part
 from .files import is_storage_trouble
 
 DAMAGE = (OSError, EOFError, UnicodeError, pa.ArrowException, tarfile.TarError)  # what broken files and streams raise
-Record = TypeVar("Record", bound=TextDocument | ImageText | Chat | BadRecord)
+Record = TypeVar("Record", bound=TextDocument | ImageText | Chat | Fields | BadRecord)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from collections.abc import Generator, Iterator
 
 from ...packing.ledger import DROPPED
-from ...sources import TextSource
+from ...sources import BookSource
 from ..records import BadRecord, TextDocument
 from ..units import Part
 from .archive import is_outside, members
@@ -15,7 +15,7 @@ from .tables import Row, read_rows
 Found = TextDocument | BadRecord
 
 
-def read_part(source: TextSource, part: Part) -> Iterator[Found]:
+def read_part(source: BookSource, part: Part) -> Iterator[Found]:
     """Yield every record of a part, in order; one that cannot be read comes as a `BadRecord`.
 
     Raises:
@@ -26,7 +26,7 @@ def read_part(source: TextSource, part: Part) -> Iterator[Found]:
     return guarded(part, read(source, part))
 
 
-def _text_file(source: TextSource, part: Part) -> Generator[Found]:
+def _text_file(source: BookSource, part: Part) -> Generator[Found]:
     with open_plain(part.url) as file:
         yield decoded(part.id, part.url, read_capped(file, source.record_bytes), source.record_bytes)
 
@@ -41,12 +41,12 @@ def decoded(record: str, where: str, data: bytes, most: int) -> Found:
         return BadRecord(record, where, "not UTF-8", f"{error.reason} at byte {error.start}: convert it to UTF-8")
 
 
-def _rows(source: TextSource, part: Part) -> Generator[Found]:
+def _rows(source: BookSource, part: Part) -> Generator[Found]:
     for row in read_rows(source, part):
         yield _document(row, source) if isinstance(row, Row) else row
 
 
-def _document(row: Row, source: TextSource) -> Found:
+def _document(row: Row, source: BookSource) -> Found:
     """Make a document of a row's columns."""
     name, text = source.columns.text, column(row.values, source.columns.text)
     if not isinstance(text, str):
@@ -62,7 +62,7 @@ def _is_longer(text: str, most: int) -> bool:
     return len(text) > most or (4 * len(text) > most and len(text.encode("utf-8", "surrogatepass")) > most)
 
 
-def _tar(source: TextSource, part: Part) -> Generator[Found]:
+def _tar(source: BookSource, part: Part) -> Generator[Found]:
     member = None
     with open_plain(part.url) as stream:
         for member, content in members(stream):

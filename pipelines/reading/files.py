@@ -32,6 +32,7 @@ FORMS = {
 }
 FORM_OF_KIND = {"image-text": "picture", "video-text": "clip"}  # of a source
 BOOKS = frozenset({"txt", "jsonl", "parquet", "tar"})
+ROWS = frozenset({"jsonl"})  # of LWM's
 CHATS = frozenset({"json", "jsonl", "parquet"})
 TABLES = frozenset({"jsonl", "parquet", "csv", "tsv"})
 MEDIA = frozenset({"picture", "clip"})  # compressed as they are

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...errors import UserError
-from ...sources import ChatSource, MediaSource, Source, TextSource
+from ...sources import ChatSource, LwmSource, MediaSource, Source, TextSource
 from ..units import Part
 from .columns import lacking, roles
 from .damage import damage_passed_over
@@ -17,6 +17,7 @@ from .files import (
     BOOKS,
     CHATS,
     FORM_OF_KIND,
+    ROWS,
     TABLES,
     File,
     codec_of,
@@ -66,6 +67,8 @@ def list_parts(source: Source) -> Iterator[tuple[Part, int]]:
 
 
 def _forms(source: Source) -> frozenset[str]:
+    if isinstance(source, LwmSource):
+        return ROWS
     if isinstance(source, TextSource):
         return BOOKS
     if isinstance(source, ChatSource):

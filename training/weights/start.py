@@ -5,6 +5,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from ...errors import UserError
@@ -91,5 +92,5 @@ def save_run(out: Path, params: Params, model: Model, vocabulary: Vocabulary, or
         raise UserError(f"{out} holds a run already: choose a new folder")
     out.mkdir(parents=True, exist_ok=True)
     with closing(Checkpoints(out / CHECKPOINTS, 1, {"weights": origin})) as saved:
-        saved.save(State(params, {}, np.int32(0)))
+        saved.save(State(params, {}, jnp.int32(0)))
     describe_run(out, model, vocabulary)
