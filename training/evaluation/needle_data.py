@@ -2,7 +2,9 @@
 
 import random
 from collections.abc import Iterator
-from typing import Any
+from typing import NamedTuple
+
+import numpy as np
 
 from ...errors import UserError
 from .needle import CITIES, HEAD, NEEDLE, ONE, SOME, Coder, Haystack, cut
@@ -11,40 +13,45 @@ END = " ASSISTANT:"
 SHORT = "What is the special magic {} number?" + END
 WORDINGS = (SHORT, ONE, SOME.format("is the special magic number", "{}"))
 SPARE = 8  # tokens: what texts that are joined may have more than each of them alone
+Turn = tuple[str, str]
 
 
-def make_chats(
-    haystack: Haystack, coder: Coder, count: int, shortest: int, length: int, needles: int, asked: int, seed: int = 0
-) -> Iterator[dict[str, Any]]:
-    """Yield so many chats, as rows of OpenAI's shape: a function of the arguments alone.
+class Form(NamedTuple):
+    """Say what chats are made.
 
-    Each is told of 1 to `needles` numbers, anywhere in its piece of a book, and asked up to `asked` times for one of
-    them, as often as its length allows; a number may be asked for again. The wordings are the test's, and a short one.
+    Attributes:
+      length: tokens of a chat, at most.
+      needles: numbers that it is told of, at most; each chat draws 1 to so many.
+      asked: questions, at most, one a turn: as many as there is room for.
+    """
 
-    Args:
-      shortest, length: tokens of a chat, drawn evenly from the logarithm of these bounds.
+    length: int
+    needles: int
+    asked: int
+
+
+def make_chats(haystack: Haystack, coder: Coder, form: Form, count: int, seed: int = 0) -> Iterator[list[Turn]]:
+    """Yield so many chats, as questions and answers: a function of the arguments alone.
 
     Raises:
-      UserError: if needles and a question do not fit into the shortest.
+      UserError: if needles and a question do not fit into the length.
     """
-    if not 1 <= needles <= len(CITIES):
-        raise UserError(f"{needles} needles cannot be hidden: give 1 to {len(CITIES)}, of which each has its city")
+    if not 1 <= form.needles <= len(CITIES):
+        raise UserError(f"{form.needles} needles cannot be hidden: give 1 to {len(CITIES)}, of which each has its city")
     for number in range(count):
-        rng = random.Random(f"needles {seed} {shortest} {length} {needles} {asked} {number}")
-        size = round(shortest * (length / shortest) ** rng.random())
-        yield {"id": f"{seed}-{length}-{number}", "messages": make_chat(haystack, coder, size, needles, asked, rng)}
+        yield make_chat(haystack, coder, form, random.Random(f"needles {seed} {tuple(form)} {number}"))
 
 
-def make_chat(
-    haystack: Haystack, coder: Coder, length: int, needles: int, asked: int, rng: random.Random
-) -> list[dict[str, str]]:
-    """Write one chat of at most `length` tokens, see `make_chats`."""
-    cities = rng.sample(CITIES, rng.randint(1, needles))
-    hidden = dict(zip(cities, map(str, rng.sample(range(10**6, 10**7), len(cities))), strict=True))
-    texts = [NEEDLE.format(city, digits) for city, digits in hidden.items()]
-    room = length - SPARE - sum(len(coder.encode(text)) for text in (HEAD, *texts))
+def make_chat(haystack: Haystack, coder: Coder, form: Form, rng: random.Random) -> list[Turn]:
+    """Hide numbers anywhere in a piece of a book, and ask for one in each turn, in the test's words or in fewer.
+
+    The book stands before the first question. A number may be asked for again.
+    """
+    hidden = hide(rng.randint(1, form.needles), rng)
+    needles = [NEEDLE.format(*pair) for pair in hidden.items()]
+    room = form.length - SPARE - sum(len(coder.encode(text)) for text in (HEAD, *needles))
     turns = []
-    for city in rng.choices(cities, k=asked):
+    for city in rng.choices(list(hidden), k=form.asked):
         question = rng.choice(WORDINGS).format(city)
         cost = len(coder.encode(f"USER: {question}")) + len(coder.encode(hidden[city])) + 1
         if cost <= room:
@@ -52,17 +59,32 @@ def make_chat(
             room -= cost
     if not turns:
         raise UserError(
-            f"{length} tokens have no room for {len(cities)} needles and a question: give a greater shortest length"
+            f"{form.length} tokens have no room for {len(hidden)} needles and a question: "
+            "give a greater length, or fewer needles"
         )
-    part, _ = cut(haystack, room, length, rng)
-    points = sorted(rng.randint(0, room) for _ in texts)
-    book, last = "", 0
-    for point, text in zip(points, texts, strict=True):
-        book += coder.decode(part[last:point].tolist()) + text
+    part, _ = cut(haystack, room, form.length, rng)
+    (question, digits), *others = turns
+    return [(f"{bury(part, needles, coder, rng)} {question}", digits), *others]
+
+
+def hide(count: int, rng: random.Random) -> dict[str, str]:
+    """Give each of so many cities its number."""
+    numbers = rng.sample(range(10**6, 10**7), count)
+    return dict(zip(rng.sample(CITIES, count), map(str, numbers), strict=True))
+
+
+def bury(part: np.ndarray, needles: list[str], coder: Coder, rng: random.Random) -> str:
+    """Write a piece of a book out with needles between any two of its tokens."""
+    text, last = "", 0
+    for point, needle in zip(sorted(rng.randint(0, len(part)) for _ in needles), needles, strict=True):
+        text += coder.decode(part[last:point].tolist()) + needle
         last = point
-    book += coder.decode(part[last:].tolist())
-    (first, digits), *others = turns
-    said = [(f"{book} {first}", digits), *others]
-    return [
-        {"role": role, "content": text} for turn in said for role, text in zip(("user", "assistant"), turn, strict=True)
-    ]
+    return text + coder.decode(part[last:].tolist())
+
+
+def make_words(count: int, seed: int = 0) -> Iterator[str]:
+    """Yield so many needles, each with its questions: what a tokenizer should know beside the books."""
+    rng = random.Random(f"words {seed}")
+    for _ in range(count):
+        ((city, digits),) = hide(1, rng).items()
+        yield f"{HEAD}{NEEDLE.format(city, digits)} " + " ".join(wording.format(city) for wording in WORDINGS)

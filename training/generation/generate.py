@@ -82,6 +82,10 @@ class Generator:
         """Make room for rows of so many tokens; more is made where it is needed."""
         return loop.empty(self.model, self.mesh, rows, _up(-(-tokens // self._ring), SLOTS))
 
+    def fitting(self, rows: int) -> int:
+        """Round a number of rows up to what the mesh divides."""
+        return _up(rows, self.mesh.shape["dp"] * self.mesh.shape["fsdp"])
+
     def hear(self, state: State, prompts: Sequence[Ids]) -> State:
         """Read on in every row, long prompts in chunks; a row may have nothing to read.
 
@@ -189,7 +193,7 @@ class Generator:
         if not prompts:
             return []
         order, made = sorted(range(len(prompts)), key=lambda n: len(prompts[n])), [None] * len(prompts)
-        rows = _up(min(self.rows, len(prompts)), self.mesh.shape["dp"] * self.mesh.shape["fsdp"])
+        rows = self.fitting(min(self.rows, len(prompts)))
         for low in range(0, len(order), rows):
             numbers = order[low : low + rows]
             spare = rows - len(numbers)

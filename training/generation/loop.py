@@ -62,6 +62,7 @@ def _spread(mesh: Mesh, work: Callable[..., Any], given: Any, made: Any) -> Call
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def empty(model: Model, mesh: Mesh, rows: int, slots: int) -> State:
+    """Make a state that has read nothing, with so many slots on each device."""
     own = rows // (mesh.shape["dp"] * mesh.shape["fsdp"])
 
     def make() -> State:
@@ -73,12 +74,14 @@ def empty(model: Model, mesh: Mesh, rows: int, slots: int) -> State:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def grow(mesh: Mesh, slots: int, state: State) -> State:
+    """Make room for so many slots on each device."""
     work = lambda state: state._replace(cache=caches.grow(state.cache, slots))  # noqa: E731
     return _spread(mesh, work, (_STATE,), _STATE)(state)
 
 
 @jax.jit
 def every_other(state: State) -> State:
+    """Keep the first row of every two."""
     cache = state.cache
     where = Where(*(x[::2] for x in cache.where))
     return State(Cache(cache.k[:, ::2], cache.v[:, ::2], where, cache.lengths[::2], cache.filled), state.hidden[::2])

@@ -103,7 +103,7 @@ def critical_path(tiles: np.ndarray, held: int, parts: int) -> int:
 
 
 def _first_seen(table: Table, length: int, tile: int) -> np.ndarray:
-    """Of each tile of each row, the first tile that it sees, int64 `[B, tiles]`; the next one where it holds padding."""
+    """Of each tile of each row, the first tile that it sees, int64 `[B, tiles]`; the next one where it is padding."""
     ends = np.cumsum(table.lengths, dtype=np.int64)
     counted = np.concatenate([[0], ends])
     last = np.cumsum(table.counts)

@@ -5,9 +5,8 @@ time only: the last axis is as long as the widest range, and where a range is sh
 so that nothing is fetched or computed for tiles that nobody sees. What is added to stays in VMEM meanwhile.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -22,6 +21,7 @@ from .tiles import Carry, Gradients, Ranges, Where
 
 FP32 = jnp.float32
 LANES = 128  # numbers side by side in a TPU's register
+COLUMNS = jnp.int32, jnp.int32, FP32, FP32  # what is kept upright beside a tile: positions, segments, two numbers
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,10 @@ class Mosaic:
 
     def forward(self, q: Array, k: Array, v: Array, here: Where, there: Where, ranges: Ranges, carry: Carry) -> Carry:
         group = q.shape[1] // k.shape[1]
-        other = partial(self._other, k.shape[2] // self.tile, lambda h, g: lax.div(h, group))
-        inputs = _line(here), q, _line(there), k, v
-        specs = *map(self._own, inputs[:2]), *map(other, inputs[2:])
+        mine, theirs = (_line(here), q), (_line(there), k, v)
+        specs = *map(self._own, mine), *(self._other(x, lambda h, g: lax.div(h, group)) for x in theirs)
         sums = carry.out, carry.top[:, :, None], carry.total[:, :, None]
-        scratch = [pltpu.VMEM((self.tile, LANES), kind) for kind in (jnp.int32, jnp.int32, FP32, FP32)]
-        out, top, total = self._call(_forward, q, 1, ranges, inputs, specs, sums, scratch)
+        out, top, total = self._call(_forward, 1, ranges, (*mine, *theirs), specs, sums, columns=4)
         return Carry(out, top[:, :, 0], total[:, :, 0])
 
     def backward(
@@ -61,31 +59,19 @@ class Mosaic:
         dv: Array,
     ) -> Gradients:
         group = q.shape[1] // k.shape[1]
-        queries = _line(here), q, d_out, lse[:, :, None], delta[:, :, None]
-        keys = _line(there), k, v
-        columns = [pltpu.VMEM((self.tile, LANES), kind) for kind in (jnp.int32, jnp.int32, FP32, FP32)]
-        other = partial(self._other, k.shape[2] // self.tile, lambda h, g: lax.div(h, group))
-        specs = *map(self._own, queries), *map(other, keys)
-        (dq,) = self._call(_by_query, q, 1, by_query, (*queries, *keys), specs, (dq,), columns)
-        other = partial(self._other, q.shape[2] // self.tile, lambda h, g: h * group + g)
-        specs = *map(self._own, keys), *map(other, queries)
-        dk, dv = self._call(_by_key, k, group, by_key, (*keys, *queries), specs, (dk, dv), columns[:2])
+        queries, keys = (_line(here), q, d_out, lse[:, :, None], delta[:, :, None]), (_line(there), k, v)
+        specs = *map(self._own, queries), *(self._other(x, lambda h, g: lax.div(h, group)) for x in keys)
+        (dq,) = self._call(_by_query, 1, by_query, (*queries, *keys), specs, (dq,), columns=4)
+        specs = *map(self._own, keys), *(self._other(x, lambda h, g: h * group + g) for x in queries)
+        dk, dv = self._call(_by_key, group, by_key, (*keys, *queries), specs, (dk, dv), columns=2)
         return dq, dk, dv
 
     def _call(
-        self,
-        kernel: Callable,
-        owners: Array,
-        group: int,
-        ranges: Ranges,
-        inputs: tuple,
-        specs: tuple,
-        sums: tuple,
-        scratch: Sequence[Any],
+        self, kernel: Callable, group: int, ranges: Ranges, inputs: tuple, specs: tuple, sums: tuple, columns: int
     ) -> tuple[Array, ...]:
-        """Run the kernel over the owners' tiles and all that each of them sees, adding to the sums in place."""
+        """Run the kernel over every tile that is added to and all that it sees, in place."""
         _refuse(self.tile)
-        batch, heads, length, _ = owners.shape
+        batch, heads, length, _ = sums[0].shape
         width = jnp.maximum(jnp.max(ranges.hi - ranges.lo), 1)
         added, before = tuple(map(self._own, sums)), len(ranges) + len(inputs)
         return pl.pallas_call(
@@ -95,7 +81,7 @@ class Mosaic:
                 grid=(batch, heads, length // self.tile, group, width),
                 in_specs=(*specs, *added),
                 out_specs=added,
-                scratch_shapes=scratch,
+                scratch_shapes=[pltpu.VMEM((self.tile, LANES), kind) for kind in COLUMNS[:columns]],
             ),
             out_shape=tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in sums),
             input_output_aliases={before + n: n for n in range(len(sums))},
@@ -108,13 +94,12 @@ class Mosaic:
         shape, place = _tile_of(x, self.tile)
         return pl.BlockSpec(shape, lambda b, h, i, g, j, lo, hi: place(b, h, i))
 
-    def _other(self, tiles: int, head: Callable, x: Array) -> pl.BlockSpec:
+    def _other(self, x: Array, head: Callable) -> pl.BlockSpec:
         """The tile of the other side that step j looks at; the last one again where there are no more."""
         shape, place = _tile_of(x, self.tile)
 
         def index(b: Any, h: Any, i: Any, g: Any, j: Any, lo: Any, hi: Any) -> tuple:
-            last = jnp.minimum(jnp.maximum(hi[b, i] - 1, lo[b, i]), tiles - 1)
-            return place(b, head(h, g), jnp.minimum(lo[b, i] + j, last))
+            return place(b, head(h, g), jnp.minimum(lo[b, i] + j, jnp.maximum(hi[b, i] - 1, 0)))
 
         return pl.BlockSpec(shape, index)
 
@@ -148,13 +133,13 @@ def _forward(
     begins, visible, ends = _step(lo, hi)
 
     @pl.when(begins)
-    def _() -> None:
+    def begin() -> None:
         out[...] = old_out[...]
         top[...], total[...] = _column(old_top[...]), _column(old_total[...])
         positions[...], segments[...] = _columns(here)
 
     @pl.when(visible)
-    def _() -> None:
+    def add() -> None:
         seen = (segments[:, :1] == there[1:]) & (positions[:, :1] >= there[:1])
         scores = jnp.where(seen, _outer(q[...], k[...]) * _scale(q), MASKED)
         before = top[:, :1]
@@ -167,7 +152,7 @@ def _forward(
         top[...] = jnp.broadcast_to(peak, top.shape)
 
     @pl.when(ends)
-    def _() -> None:
+    def end() -> None:
         new_top[...], new_total[...] = top[...].T[:1], total[...].T[:1]
 
 
@@ -178,13 +163,13 @@ def _by_query(
     begins, visible, _ = _step(lo, hi)
 
     @pl.when(begins)
-    def _() -> None:
+    def begin() -> None:
         dq[...] = old[...]
         level[...], mean[...] = _column(lse[...]), _column(delta[...])
         positions[...], segments[...] = _columns(here)
 
     @pl.when(visible)
-    def _() -> None:
+    def add() -> None:
         seen = (segments[:, :1] == there[1:]) & (positions[:, :1] >= there[:1])
         scores = jnp.where(seen, _outer(q[...], k[...]) * _scale(q), MASKED)
         slopes = jnp.exp(scores - level[:, :1]) * (_outer(d_out[...], v[...]) - mean[:, :1]) * _scale(q)
@@ -198,12 +183,12 @@ def _by_key(
     begins, visible, _ = _step(lo, hi)
 
     @pl.when(begins)
-    def _() -> None:
+    def begin() -> None:
         dk[...], dv[...] = old_dk[...], old_dv[...]
         positions[...], segments[...] = _columns(there)
 
     @pl.when(visible)
-    def _() -> None:
+    def add() -> None:
         seen = (segments[:, :1] == here[1:]) & (positions[:, :1] <= here[:1])
         shares = jnp.exp(jnp.where(seen, _outer(k[...], q[...]) * _scale(k), MASKED) - lse[...])
         dv[...] += _dot(shares.astype(d_out.dtype), d_out[...])

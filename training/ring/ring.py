@@ -6,6 +6,7 @@ last hop that is of use to any of them, and stop there.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -91,7 +92,7 @@ def make_ring(
 
     def forward(q: Array, k: Array, v: Array, positions: Array, segments: Array) -> tuple[Array, Any]:
         ring, here = Ring(axis, block, agree, q.shape[1] < gather_below), Where(positions, segments)
-        carry = _forward(ring, *map(_heads_first, (q, k, v)), here, here, _look(ring, here, here))
+        carry = _forward(ring, (q, k, v), here, here, _look(ring, here, here))
         out, lse = _finish(carry)
         out, lse = checkpoint_name(_heads_first(out.astype(q.dtype)), KEPT), checkpoint_name(lse, KEPT)
         return out, (q, k, v, positions, segments, out, lse)
@@ -130,7 +131,7 @@ def ring_forward(
       out [B, Lq, Hq, D], of the type of `q`, and log-sum-exp fp32 [B, Hq, Lq], -1e30 where nothing was seen.
     """
     ring = Ring(axis, block or choose_block(), agree, False)
-    carry = _forward(ring, *map(_heads_first, (q, k, v)), here, there, _look(ring, here, there))
+    carry = _forward(ring, (q, k, v), here, there, _look(ring, here, there))
     out, lse = _finish(carry)
     return _heads_first(out.astype(q.dtype)), lse
 
@@ -145,21 +146,19 @@ def _look(ring: Ring, here: Where, there: Where) -> Sight:
     return Sight(queries, everywhere, lax.pmax(jnp.max(jnp.where(useful, hops, 0)), (ring.axis, *ring.agree)))
 
 
-def _source(ring: Ring, sight: Sight, hop: Array) -> Bounds:
-    """Find the bounds of the keys that hop works on."""
-    return Bounds(*(x[_owner(ring, hop)] for x in sight.keys))
-
-
 def _owner(ring: Ring, hop: Array) -> Array:
+    """Tell whose keys a hop works on here."""
     return (lax.axis_index(ring.axis) - hop) % ring.size if ring.axis else jnp.int32(0)
 
 
-def _forward(ring: Ring, q: Array, k: Array, v: Array, here: Where, there: Where, sight: Sight) -> Carry:
+def _forward(ring: Ring, qkv: tuple[Array, Array, Array], here: Where, there: Where, sight: Sight) -> Carry:
+    q, k, v = map(_heads_first, qkv)
     carry = Carry(jnp.zeros(q.shape, FP32), jnp.full(q.shape[:3], MASKED, FP32), jnp.zeros(q.shape[:3], FP32))
 
     def work(hop: Array, shard: tuple[Array, Array, Where], carry: Carry) -> Carry:
         k, v, there = shard
-        return ring.block.forward(q, k, v, here, there, by_query(sight.queries, _source(ring, sight, hop)), carry)
+        ranges = by_query(sight.queries, _pick(sight.keys, _owner(ring, hop)))
+        return ring.block.forward(q, k, v, here, there, ranges, carry)
 
     def turn(hop: Array, state: Any) -> Any:
         shard, carry = state
@@ -171,8 +170,7 @@ def _forward(ring: Ring, q: Array, k: Array, v: Array, here: Where, there: Where
         return work(jnp.int32(0), shard, carry)
     if ring.gather:
         shards = lax.all_gather(shard, ring.axis)
-        one = lambda hop, carry: work(hop, _pick(shards, _owner(ring, hop)), carry)
-        return lax.fori_loop(0, sight.last + 1, one, carry)
+        return lax.fori_loop(0, sight.last + 1, lambda hop, x: work(hop, _pick(shards, _owner(ring, hop)), x), carry)
     shard, carry = lax.fori_loop(0, sight.last, turn, (shard, carry))
     return work(sight.last, shard, carry)
 
@@ -190,12 +188,14 @@ def _by_heads(
             size = x.shape[axis] * at_once // heads
             return lax.dynamic_slice_in_dim(x, i * size, size, axis)
 
-        firsts = (_heads_first(cut(x, 2)) for x in (q, k, v, d_out))
-        new = _backward(ring, *firsts, cut(lse, 1), cut(delta, 1), here, sight)
-        put = lambda x, y: lax.dynamic_update_slice_in_dim(x, _heads_first(y).astype(x.dtype), i * y.shape[1], 2)
-        return tuple(map(put, done, new))
+        def put(x: Array, y: Array) -> Array:
+            return lax.dynamic_update_slice_in_dim(x, _heads_first(y).astype(x.dtype), i * y.shape[1], 2)
 
-    return lax.fori_loop(0, heads // at_once, some, tuple(map(jnp.zeros_like, (q, k, v))))
+        first = [_heads_first(cut(x, 2)) for x in (q, k, v, d_out)]
+        dq, dk, dv = _backward(ring, first[0], first[1], first[2], first[3], cut(lse, 1), cut(delta, 1), here, sight)
+        return put(done[0], dq), put(done[1], dk), put(done[2], dv)
+
+    return lax.fori_loop(0, heads // at_once, some, (jnp.zeros_like(q), jnp.zeros_like(k), jnp.zeros_like(v)))
 
 
 def _backward(
@@ -205,7 +205,7 @@ def _backward(
 
     def work(hop: Array, shard: tuple[Array, Array, Where], sums: Gradients) -> Gradients:
         k, v, there = shard
-        keys = _source(ring, sight, hop)
+        keys = _pick(sight.keys, _owner(ring, hop))
         ranges = by_query(sight.queries, keys), by_key(sight.queries, keys)
         return ring.block.backward(q, k, v, d_out, lse, delta, here, there, *ranges, *sums)
 
@@ -244,8 +244,7 @@ def _backward_gathered(ring: Ring, work: Callable[..., Gradients], shard: Any, d
 def _home(ring: Ring, sums: Any, hops: Array) -> Any:
     """Send back what is `hops` places from its owner, by one permute for each bit of that number."""
     for bit in range((ring.size - 1).bit_length()):
-        back = lambda x, bit=bit: _pass_on(ring, x, -(1 << bit))
-        sums = lax.cond(hops >> bit & 1, back, lambda x: x, sums)
+        sums = lax.cond(hops >> bit & 1, partial(_pass_on, ring, places=-(1 << bit)), lambda x: x, sums)
     return sums
 
 

@@ -5,7 +5,7 @@ left out where it lies wholly after the queries' tile in that order, or in segme
 Where tiles are runs of a packed row this is exact; whatever the arrangement, no visible pair is lost.
 """
 
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np
@@ -94,9 +94,6 @@ class Block(Protocol):
     ) -> Gradients:
         """Add to the gradients: `lse` is of the final softmax (1e30 where nothing was seen), `delta` Σ_d d_out·out."""
         ...
-
-
-A = TypeVar("A", Array, np.ndarray)
 
 
 def bounds(where: Where, tile: int) -> Bounds:

@@ -88,7 +88,7 @@ class Triton:
     def _sides(self, own: Where, other: Where) -> tuple[Ranges, Where, Where]:
         one = pl.BlockSpec((None, None), lambda i, h, b: (b, i))
         whole = pl.BlockSpec((None, other.segments.shape[1]), lambda i, h, b: (b, 0))
-        return Ranges(one, one), Where(*map(self._own, own)), Where(whole, whole)
+        return Ranges._make((one, one)), Where._make(map(self._own, own)), Where._make((whole, whole))
 
     def _own(self, x: Array) -> pl.BlockSpec:
         """The program's own tile of [B, L], [B, H, L] or [B, H, L, D]."""

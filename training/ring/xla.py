@@ -1,6 +1,7 @@
 """The block in plain JAX: loops over tiles whose bounds are known only at run time. Runs everywhere."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ class Xla:
     def forward(self, q: Array, k: Array, v: Array, here: Where, there: Where, ranges: Ranges, carry: Carry) -> Carry:
         def one(i: Array, carry: Carry) -> Carry:
             row, query = jnp.divmod(i, ranges.lo.shape[1])
-            cut = lambda x, j: _cut(x, row, j, self.tile)  # noqa: E731
+            cut = partial(_cut, row=row, tile=self.tile)
             mine, queries = Where(*(cut(x, query) for x in here)), _grouped(cut(q, query), k.shape[1])
 
             def add(j: Array, softmax: Carry) -> Carry:
@@ -52,14 +53,14 @@ class Xla:
     ) -> Gradients:
         def one(i: Array, sums: Gradients) -> Gradients:
             row, key = jnp.divmod(i, by_key.lo.shape[1])
-            cut = lambda x, j: _cut(x, row, j, self.tile)  # noqa: E731
+            cut = partial(_cut, row=row, tile=self.tile)
             theirs, keys, values = Where(*(cut(x, key) for x in there)), cut(k, key), cut(v, key)
 
             def add(j: Array, state: Gradients) -> Gradients:
                 dq, dk, dv = state
                 seen = _seen(Where(*(cut(x, j) for x in here)), theirs)
-                queries = (_grouped(cut(x, j), k.shape[1]) for x in (q, d_out, lse, delta))
-                more = _differentiate(*queries, keys, values, seen)
+                queries = [_grouped(cut(x, j), k.shape[1]) for x in (q, d_out, lse, delta)]
+                more = _differentiate(queries, keys, values, seen)
                 old = cut(dq, j)
                 return _paste(dq, old + more[0].reshape(old.shape), row, j, self.tile), dk + more[1], dv + more[2]
 
@@ -81,8 +82,9 @@ def _attend(q: Array, k: Array, v: Array, seen: Array, softmax: Carry) -> Carry:
     return Carry(out, top, softmax.total * fade + shares.sum(-1))
 
 
-def _differentiate(q: Array, d_out: Array, lse: Array, delta: Array, k: Array, v: Array, seen: Array) -> Gradients:
-    """Return what a pair of tiles adds to dq, dk and dv."""
+def _differentiate(queries: list[Array], k: Array, v: Array, seen: Array) -> Gradients:
+    """Return what a pair of tiles adds to dq, dk and dv; queries are q, d_out, lse and delta."""
+    q, d_out, lse, delta = queries
     scale = q.shape[-1] ** -0.5
     scores = jnp.where(seen, _product("hgqd,hkd->hgqk", q, k) * scale, MASKED)
     shares = jnp.exp(scores - lse[..., None])
@@ -106,7 +108,7 @@ def _grouped(x: Array, heads: int) -> Array:
     return x.reshape(heads, -1, *x.shape[1:])
 
 
-def _cut(x: Array, row: Any, j: Any, tile: int) -> Array:
+def _cut(x: Array, j: Any, row: Any, tile: int) -> Array:
     """Take tile j of a row: from [B, L] a [T], from [B, H, L] an [H, T], from [B, H, L, D] an [H, T, D]."""
     axis = min(x.ndim - 1, 2)
     start, size = [row] + [0] * (x.ndim - 1), [1, *x.shape[1:]]

@@ -1,5 +1,9 @@
 """Layouts of the ring, and what they are predicted to cost, against counting pair by pair."""
 
+from functools import partial
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +11,7 @@ from hypothesis import strategies as st
 from worldloom.errors import UserError
 from worldloom.packing.batch import Table
 from worldloom.training.ring.layout import count_tiles, critical_path, plan_layout, snake
-from worldloom.training.ring.tiles import Where, bounds, by_key, by_query
+from worldloom.training.ring.tiles import Bounds, Where, bounds, by_key, by_query
 
 TILE = 4
 
@@ -29,15 +33,21 @@ def where(rows, length):
 
 def visited(rows, length, permutation, ring):
     """Count what the block is told to visit, hop by hop and device by device, forward and backward."""
-    arranged = (x[:, permutation].reshape(len(rows), ring, -1) for x in where(rows, length))
-    shards = [Where(*shard) for shard in zip(*(np.moveaxis(x, 1, 0) for x in arranged), strict=True)]
-    edges = [bounds(shard, TILE) for shard in shards]
-    counts = np.zeros((2, len(rows), ring, ring), int)
-    for hop, device in np.ndindex(ring, ring):
-        for way, ranges in enumerate((by_query, by_key)):
-            lo, hi = ranges(edges[device], edges[(device - hop) % ring])
-            counts[way, :, hop, device] = np.asarray(hi - lo).sum(-1)
-    return counts
+    whole = where(rows, length)
+    return np.asarray(_visited(whole.positions[:, permutation], whole.segments[:, permutation], ring))
+
+
+@partial(jax.jit, static_argnums=2)
+def _visited(positions, segments, ring):
+    shards = (jnp.stack(jnp.split(x, ring, 1)) for x in (positions, segments))
+    edges = jax.vmap(partial(bounds, tile=TILE))(Where(*shards))
+
+    def pairs(ranges, device, hop):
+        lo, hi = ranges(*(Bounds(*(x[i] for x in edges)) for i in (device, (device - hop) % ring)))
+        return (hi - lo).sum(-1)
+
+    ways = [jax.vmap(jax.vmap(partial(pairs, ranges), (0, None)), (None, 0)) for ranges in (by_query, by_key)]
+    return jnp.stack([jnp.moveaxis(way(jnp.arange(ring), jnp.arange(ring)), 2, 0) for way in ways])
 
 
 def visible_tiles(rows, length, permutation, ring):
@@ -56,8 +66,8 @@ def visible_tiles(rows, length, permutation, ring):
 ROW = st.lists(st.integers(1, 30), max_size=8).filter(lambda row: sum(row) <= 48)
 
 
-@settings(max_examples=12, deadline=None)
-@given(st.lists(ROW, min_size=1, max_size=3), st.sampled_from([1, 2, 3, 4, 6]), st.booleans())
+@settings(max_examples=40, deadline=None)
+@given(st.lists(ROW, min_size=2, max_size=2), st.sampled_from([1, 3, 4]), st.booleans())
 def test_prediction_equals_what_is_visited_and_what_is_visible(rows, ring, dealt):
     tiles = 48 // TILE
     order = snake(tiles, ring) if dealt else np.arange(tiles)
@@ -83,7 +93,7 @@ def test_long_documents_are_dealt_and_short_ones_stay_where_they_are():
 
 
 def test_every_device_has_an_equal_part_of_a_million_tokens():
-    """Reference, table 1b: lock-step utilisation of one document of 1M tokens on 16 devices is 1.000, contiguous 0.516."""
+    """Lock-step utilisation with 16 devices; contiguous shards keep them busy for half of the time."""
     plan = plan_layout(table([[1 << 20]]), 1 << 20, 16, 512)
     assert plan.tiles.sum() / (16 * plan.tiles[0].max(-1).sum()) > 0.99
     contiguous = count_tiles(table([[1 << 20]]), 1 << 20, 512, np.arange(2048), 16)
@@ -105,6 +115,6 @@ def test_critical_path_waits_for_the_busiest_device_or_for_the_keys():
 
 def test_rows_that_do_not_divide_are_refused_with_the_remedy():
     with pytest.raises(
-        UserError, match="rows of 100 tokens do not divide among 2 devices in tiles of 4.*multiple of 8"
+        UserError, match=r"rows of 100 tokens do not divide among 2 devices in tiles of 4.*multiple of 8"
     ):
         plan_layout(table([[100]]), 100, 2, TILE)
