@@ -8,7 +8,11 @@ Handler = Callable[[argparse.Namespace], int]
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Show defaults, and examples as they are written."""
+    """Show defaults that say something, and examples as they are written."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        said = action.default in (None, [], False) or "default:" in (action.help or "")
+        return action.help if said else super()._get_help_string(action)
 
 
 def add_command(commands: Any, name: str, handler: Handler, what: str, example: str) -> argparse.ArgumentParser:
@@ -32,3 +36,9 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
     return int(text)
+
+
+def console() -> Any:
+    from rich.console import Console
+
+    return Console(highlight=False)

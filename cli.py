@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from . import __version__
-from .arguments import Formatter, Handler, add_command, add_json, add_set, positive
+from .arguments import Formatter, Handler, add_command, add_json, add_set, console, positive
 from .cli_models import add_commands as add_models
 from .errors import RunFailed, UserError
 
@@ -305,20 +305,14 @@ def run_plan(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(found, indent=1))
     else:
-        _console().print(render_plan(found))
+        console().print(render_plan(found))
     return 0
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console(highlight=False)
 
 
 def run_inspect(options: argparse.Namespace) -> int:
     from .inspection import inspect
 
-    return inspect(options, _console())
+    return inspect(options, console())
 
 
 def run_verify(options: argparse.Namespace) -> int:
@@ -369,7 +363,7 @@ def run_convert_vqgan(options: argparse.Namespace) -> int:
 def run_quickstart(options: argparse.Namespace) -> int:
     from .quickstart import quickstart
 
-    quickstart(options.out, _console(), main)
+    quickstart(options.out, console(), main)
     return 0
 
 

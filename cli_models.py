@@ -6,12 +6,12 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from .arguments import add_command, add_json, add_set
+from .arguments import Formatter, add_command, add_json, add_set, console, positive
 
 
 def add_commands(commands: Any) -> None:
     """Describe the commands about models."""
-    for add in (_train_command, _weights_command):
+    for add in (_train_command, _evaluate_command, _weights_command):
         add(commands)
 
 
@@ -60,6 +60,75 @@ def _weights_command(commands: Any) -> None:
     )
 
 
+def _evaluate_command(commands: Any) -> None:
+    what = "Measure a model: needles in books, questions about long videos, held-out loss, the toy world."
+    parser = commands.add_parser("evaluate", help=what, description=what, formatter_class=Formatter)
+    kinds = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    needle = add_command(
+        kinds,
+        "needle",
+        run_evaluate,
+        "Hide numbers in books and ask for them, over lengths and depths.",
+        "worldloom evaluate needle run --lengths 1024 4096 --out charts",
+    )
+    _add_run(needle, nargs="?")
+    needle.add_argument("--haystack", nargs="+", default=[], metavar="BOOKS",
+                        help="files, folders or globs; left out, the books that Python carries")  # fmt: skip
+    needle.add_argument("--lengths", nargs="+", type=positive, required=True, help="tokens of prompt and reply")
+    needle.add_argument("--needles", type=positive, default=1, help="numbers that are hidden")
+    needle.add_argument("--asked", type=positive, default=1, help="numbers of them that are asked for")
+    needle.add_argument("--new-tokens", type=positive, default=32, help="tokens of a reply, kept free in each length")
+    needle.add_argument("--server", metavar="URL", help="instead of a run, an OpenAI-compatible server, up to /v1;"
+                        " WORLDLOOM_API_KEY holds its key")  # fmt: skip
+    needle.add_argument("--model", help="the server's name of its model")
+    needle.add_argument("--at-once", type=positive, default=4, help="requests to the server in flight")
+    needle.add_argument("--per-minute", type=float, help="requests to the server a minute")
+    videos = add_command(kinds, "videos", run_evaluate, "Ask about one of the clips that are joined into a long video.",
+                         "worldloom evaluate videos run --clip-data data/packed-eval --clips 1 2 4 --out charts")  # fmt: skip
+    _add_run(videos)
+    _add_world(videos)
+    videos.add_argument("--clips", nargs="+", type=positive, required=True, help="clips joined into one video")
+    videos.add_argument("--template", default="In clip {number}, {question}",
+                        help="of a question; {number} or {ordinal} names the clip")  # fmt: skip
+    for parser in (needle, videos):
+        parser.add_argument("--depths", type=positive, default=10, help="from 0 to 100 percent, evenly")
+        parser.add_argument("--trials", type=positive, default=5, help="in each cell of the chart")
+    loss = add_command(kinds, "loss", run_evaluate, "Measure the loss of each task on packed data.",
+                "worldloom evaluate loss run data/packed-eval --out charts")  # fmt: skip
+    _add_run(loss)
+    loss.add_argument("data", metavar="DATA", help="a packed data set")
+    loss.add_argument("--weights", choices=("lwm", "example", "token"), help="rule of the weights; default: the data's")
+    loss.add_argument("--rows", type=positive, default=1, help="computed at once")
+    loss.add_argument("--limit", type=positive, help="rows that are measured, the first ones")
+    toy = add_command(kinds, "toy-world", run_evaluate, "Judge what a model draws and answers in the toy world.",
+               "worldloom evaluate toy-world run --image-data data/packed-images-eval"
+               " --clip-data data/packed-clips-eval --out charts")  # fmt: skip
+    _add_run(toy)
+    _add_world(toy)
+    toy.add_argument("--image-data", required=True, metavar="DATA", help="packed images that were held out")
+    toy.add_argument("--temperature", type=float, help="of codes; default: LWM's, 1")
+    toy.add_argument("--top-k", type=int, help="codes that are drawn from; default: LWM's")
+    toy.add_argument("--guidance", type=float, help="of images and first frames; default: LWM's, 5")
+
+
+def _add_run(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
+    parser.add_argument("run", metavar="RUN", nargs=nargs, help="folder of a run or of Hugging Face's, or LWM's stream")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the figures and charts")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tokenizer", metavar="MODEL", help="text model; default: that of the run's data")
+    parser.add_argument("--vision", metavar="PATH", help="vision tokenizer; default: that of the run's data")
+    parser.add_argument("--form", choices=("pair", "chat"), help="how captions are written out; default: the recipe's")
+    parser.add_argument("--mesh", metavar="SIZES", help="devices along each axis, as sp=4,tp=2; default: one device")
+    parser.add_argument("--preset", help="sizes of LWM's model, as 7b, where the file does not tell")
+    parser.add_argument("--theta", type=float, help="of its rotary angles")
+
+
+def _add_world(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--clip-data", required=True, metavar="DATA", help="packed clips that were held out")
+    parser.add_argument("--world", type=int, default=0, metavar="SEED", help="of the toy world")
+    parser.add_argument("--count", type=positive, default=100, help="scenes of each kind, at the most")
+
+
 def run_train(options: argparse.Namespace) -> int:
     from .training.config import load
 
@@ -106,4 +175,11 @@ def run_weights_export(options: argparse.Namespace) -> int:
     from .weights import run_export
 
     print(f"{options.out}: {run_export(options.run, options.out, options.to, options.dtype):,} parameters")
+    return 0
+
+
+def run_evaluate(options: argparse.Namespace) -> int:
+    from .evaluation import run_evaluate
+
+    run_evaluate(options, console())
     return 0

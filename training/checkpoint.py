@@ -1,9 +1,10 @@
 """Checkpoints of a run: the whole state and what it belongs to, written by orbax, atomically and in the background.
 
-A run's folder holds `run.json`, {"model": {…}, "vocabulary": {…}}, and `checkpoints`, one folder a step.
+A run's folder holds `run.json`, {"model": {…}, "vocabulary": {…}, "data": […]}, and `checkpoints`, one folder a step.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -86,9 +87,10 @@ def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def describe_run(out: Path, model: Model, vocabulary: Vocabulary) -> None:
-    """Write what opening a run takes beside its checkpoints."""
-    text = json.dumps({"model": model.model_dump(mode="json"), "vocabulary": asdict(vocabulary)}, indent=1)
+def describe_run(out: Path, model: Model, vocabulary: Vocabulary, data: Sequence[str] = ()) -> None:
+    """Write what opening a run takes beside its checkpoints, and the data sets whose recipes name its tokenizers."""
+    about = {"model": model.model_dump(mode="json"), "vocabulary": asdict(vocabulary), "data": list(data)}
+    text = json.dumps(about, indent=1)
     fresh = out / f"{RUN}.part"
     fresh.write_text(text + "\n")
     fresh.replace(out / RUN)

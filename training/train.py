@@ -123,7 +123,8 @@ def train(
     mesh.check(devices, config, loader.dataset.length)
     out, vocabulary = make_out(config), loader.dataset.vocabulary
     attend = attend or make_ring(block=Xla(tile_for(loader.dataset.length // devices.shape[mesh.COLUMNS])))
-    describe_run(out, config.model, vocabulary)
+    if jax.process_index() == 0:
+        describe_run(out, config.model, vocabulary, list(config.source.shares))
     measure = make_measure(config, held_out, attend, devices)
     with closing(Checkpoints(out / CHECKPOINTS, config.checkpoint.keep, identify(config, loader))) as saved:
         fresh = jax.eval_shape(lambda: begin(config, vocabulary))

@@ -142,7 +142,7 @@ def make_trial(
     wanted = rng.sample([first, *rng.sample(others, asked - 1)], asked)
     question = ask(wanted, alone=needles == 1)
     texts = [NEEDLE.format(city, digits) for city, digits in hidden.items()]
-    coded = [np.asarray(coder.encode(text), np.int32) for text in texts]
+    coded = [encode_inside(text, coder) for text in texts]
     head = np.asarray([coder.bos, *coder.encode(HEAD)], np.int32)
     tail = np.asarray(coder.encode(question), np.int32)
     size = length - room - len(head) - len(tail) - sum(map(len, coded))
@@ -161,6 +161,12 @@ def make_trial(
         expected=tuple(str(hidden[city]) for city in wanted),
         prompt=np.concatenate([head, straws[0], *mixed, tail]),
     )
+
+
+def encode_inside(text: str, coder: Coder) -> np.ndarray:
+    """Encode a text as where a sentence stands before it: without the space that tokenizers put at a beginning."""
+    before, both = (list(coder.encode(words)) for words in (".", f".{text}"))
+    return np.asarray(both[len(before) :] if both[: len(before)] == before else coder.encode(text), np.int32)
 
 
 def check_form(needles: int, asked: int, depth: int = 0) -> None:

@@ -153,5 +153,11 @@ def test_llamas_own_tokenizer(llama_model, real_data):
     assert len(trial.prompt) == 2048 - 32 and text.startswith("You are a helpful assistant. USER:")
     assert all(text.count(digits) == 1 for digits in trial.expected)
     assert [len(straw) > 0 for straw in trial.straws].count(True) >= 2
+    whole = model.encode(text).tolist()  # as training encodes a chat: nearly the same ids
+    assert len(trial.prompt) - 1 - 8 <= len(whole) <= len(trial.prompt) - 1
+    for needle in trial.needles:
+        ids = model.encode("." + needle).tolist()[1:]
+        for longer in (whole, trial.prompt.tolist()):
+            assert sum(longer[n : n + len(ids)] == ids for n in range(len(longer))) == 1
     for straw in trial.straws[:-1]:
         assert re.search(r"[.!?][\"')\]_]*$", model.decode(straw)) or not len(straw)

@@ -63,7 +63,7 @@ def test_cached_decoding_equals_reading_all_anew(ring, monkeypatch):
     for name, size in (("CHUNK", 4), ("LEAST", 4), ("SLOTS", 4)):  # many chunks, and a cache that has to grow
         monkeypatch.setattr(generate, name, size)
     gen = generator(sp=ring)
-    state = gen.begin(3, 32 if ring == 2 else 200)
+    state = gen.begin(3, 32 if ring == 1 else 200)
     rows, said = [list(prompt) for prompt in PROMPTS], []
     for prompts in (PROMPTS, [[4] * 9, [], [5, 6]]):  # of the second turn, one row hears nothing
         heard = [bool(prompt) for prompt in prompts]
@@ -89,10 +89,9 @@ def compare(state, rows, those):
             np.testing.assert_allclose(state.hidden[n], want, atol=1e-5 * np.abs(want).max())
 
 
-def test_all_axes_of_a_mesh_together():
+def test_rows_lie_over_devices():
     want = [[t for t in written(prompt, 6) if t != V.eos] for prompt in PROMPTS]
-    assert generator(tp=2, sp=2).reply(PROMPTS, 6) == want
-    assert generator(rows=2, dp=2, fsdp=2).reply(PROMPTS, 6) == want
+    assert generator(dp=2, fsdp=2).reply(PROMPTS, 6) == want
 
 
 def drawn(prompt, frames, codes, first, later):
@@ -110,23 +109,20 @@ def drawn(prompt, frames, codes, first, later):
     return pictures
 
 
-@pytest.mark.parametrize(("first", "later"), [(3.0, 1.0), (1.0, 2.0)])
-def test_frames_are_guided_and_ended_by_force(first, later):
-    gen = generator(sp=2)
-    how = Sampling(guidance=first), Sampling(guidance=later)
-    got = gen.draw(PROMPTS[:2], BLANK, 3, 4, *how)
-    assert [film.tolist() for film in got] == [drawn(prompt, 3, 4, first, later) for prompt in PROMPTS[:2]]
-    assert drawn(PROMPTS[0], 1, 4, first, later) != drawn(PROMPTS[0], 1, 4, 1.5, later)  # guidance shows
+def test_frames_are_guided_and_ended_by_force():
+    gen = generator(tp=2, sp=2)
+    got = gen.draw(PROMPTS[:2], BLANK, 3, 4, Sampling(guidance=3.0), Sampling())
+    assert [film.tolist() for film in got] == [drawn(prompt, 3, 4, 3.0, 1.0) for prompt in PROMPTS[:2]]
+    assert drawn(PROMPTS[0], 1, 4, 3.0, 1.0) != drawn(PROMPTS[0], 1, 4, 1.0, 1.0)  # guidance shows
 
 
 def test_a_sample_depends_on_its_seed_and_number_alone():
-    how = Sampling(temperature=1.0, top_k=9)
-    together = generator().reply(PROMPTS, 8, how, seed=3)
-    assert generator(rows=2, sp=2).reply(PROMPTS, 8, how, seed=3) == together
-    assert generator().reply([*PROMPTS, PROMPTS[0]], 8, how, seed=3)[:3] == together
-    same = generator().reply([PROMPTS[0]] * 4, 8, how, seed=3)
-    assert len({tuple(row) for row in same}) == 4 and same[0] == together[0]
-    assert generator().reply(PROMPTS, 8, how, seed=4) != together
+    how, prompts = Sampling(temperature=1.0, top_k=9), [*PROMPTS, PROMPTS[0]]
+    gen = generator(rows=4)
+    together = gen.reply(prompts, 8, how, seed=3)
+    assert generator(rows=2).reply(prompts, 8, how, seed=3) == together
+    assert together[0] != together[3]
+    assert gen.reply(prompts, 8, how, seed=4) != together
 
 
 def test_nothing_makes_nothing():
