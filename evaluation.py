@@ -31,10 +31,7 @@ from .training.evaluation.held_out import make_nll, measure
 from .training.evaluation.long_video import agrees
 from .training.evaluation.scores import Outcome, digest, grouped, write
 from .training.generation.sample import IMAGE, LATER
-from .training.mesh import COLUMNS
 from .training.ring.ring import make_ring
-from .training.ring.xla import Xla
-from .training.train import tile_for
 
 AT_ONCE = 64  # prompts that a model is given at once; it takes as many of them together as it has room for
 ANSWER = 16  # tokens of an answer about a picture or a clip
@@ -147,7 +144,7 @@ def run_loss(options: argparse.Namespace, console: Console, studio: Studio) -> N
             f"{vocabulary.fingerprint}: measure on data built with that one"
         )
     rule = Rule(options.weights) if options.weights else dataset.weights
-    attend = make_ring(block=Xla(tile_for(dataset.length // generator.mesh.shape[COLUMNS])))
+    attend = make_ring()
     nll = make_nll(generator.params, generator.model, attend, generator.mesh)
     tasks = measure(dataset, nll, rule, options.rows, options.limit)
     told = {"model": options.run, "data": dataset.root, "weights": str(rule), "tasks": tasks}

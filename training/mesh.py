@@ -74,15 +74,17 @@ def make_mesh(sizes: config.Mesh, devices: Sequence[Any] | None = None) -> Mesh:
     """Lay the devices out along the four axes.
 
     Args:
-      sizes: devices along each axis, -1 for what is left.
+      sizes: devices along each axis, -1 for what is left. Where none is -1 and there is one host, devices may be left.
       devices: all that there are, where left out.
 
     Raises:
-      UserError: the sizes do not multiply to the number of devices.
+      UserError: there are too few devices, or they do not divide.
     """
     devices = jax.devices() if devices is None else devices
     wanted = [getattr(sizes, name) for name in NAMES]
     known = math.prod(size for size in wanted if size > 0)
+    if -1 not in wanted and jax.process_count() == 1:
+        devices = devices[:known]
     shape = [size if size > 0 else len(devices) // known for size in wanted]
     if math.prod(shape) != len(devices):
         asked = ", ".join(f"{name} {size}" for name, size in zip(NAMES, wanted, strict=True))

@@ -120,7 +120,7 @@ def over(
     def own(params: Params, parts: Parts) -> Any:
         parts = parts | {"weights": own_share(parts["weights"], memory.loss_chunk)}
         sums, gradients = total(params, parts, make_spread(model.dtype))
-        return lax.psum(sums, NAMES), sum_alike(gradients, where) if graded else None
+        return lax.psum(sums, NAMES), None if gradients is None else sum_alike(gradients, where)
 
     out = PartitionSpec(), where if graded else None
     return jax.shard_map(own, mesh=mesh, in_specs=(where, PARTS), out_specs=out, check_vma=False)(params, parts)

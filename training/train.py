@@ -26,8 +26,7 @@ from .loader import ahead
 from .loss import divisor
 from .model import Params
 from .ring.layout import plan_layout
-from .ring.ring import make_ring
-from .ring.xla import Xla
+from .ring.ring import choose_block, make_ring
 from .step import Parts, State, begin, cut, make_evaluation, make_step
 from .weights.leaves import Key, pick
 from .weights.start import load_weights
@@ -122,7 +121,7 @@ def train(
     check(config, loader, held_out)
     mesh.check(devices, config, loader.dataset.length)
     out, vocabulary = make_out(config), loader.dataset.vocabulary
-    attend = attend or make_ring(block=Xla(tile_for(loader.dataset.length // devices.shape[mesh.COLUMNS])))
+    attend = attend or make_ring()
     if jax.process_index() == 0:
         describe_run(out, config.model, vocabulary, list(config.source.shares))
     measure = make_measure(config, held_out, attend, devices)
@@ -156,10 +155,6 @@ def first_state(config: Config, vocabulary: Vocabulary, devices: Mesh) -> State:
         return jax.device_put(leaf, pick(where, key))
 
     return begin(config, vocabulary, devices, load_weights(config.init, config.model, vocabulary, config.seed, place))
-
-
-def tile_for(length: int) -> int:
-    return next(tile for tile in range(min(128, length), 0, -1) if length % tile == 0)
 
 
 @contextmanager
@@ -198,11 +193,12 @@ def feed(config: Config, loader: Loader, devices: Mesh, steps: range) -> Iterato
     """Plan steps, choose each one's layout, and read this host's part of it, a few ahead."""
     length, ring = loader.dataset.length, devices.shape[mesh.COLUMNS]
     own, apart = mesh.own_slices(devices, config.rows, length), config.accumulation * mesh.groups(devices)
+    tile = choose_block(length // ring).tile
 
     def make(t: int) -> tuple[Plan, Parts]:
         plan = loader.plan(t)
-        layout = plan_layout(plan.table, length, ring, tile_for(length // ring), apart) if ring > 1 else None
-        batch = loader.load(plan, *own, layout and layout.permutation)
+        permutation = plan_layout(plan.table, length, ring, tile, apart).permutation if ring > 1 else None
+        batch = loader.load(plan, *own, permutation)
         return plan, mesh.place(cut(batch, config.accumulation), devices, config.rows, length)
 
     return ahead(make, steps)

@@ -67,7 +67,7 @@ def test_a_step_on_a_mesh_equals_one_device(sizes):
 
 
 def test_parameters_are_drawn_alike_on_any_mesh():
-    config, mesh = configure(), make_mesh(Mesh(tp=2))
+    config, mesh = configure(), make_mesh(Mesh(fsdp=2, tp=2))
     state = begin(config, BOTH, mesh)
     jax.tree.map(np.testing.assert_array_equal, begin(config, BOTH), state)
     assert state.params["layers"]["q"].sharding.shard_shape((2, 32, 4, 8)) == (2, 16, 2, 8)
@@ -102,8 +102,8 @@ def test_the_compiled_step_gathers_no_activations_and_holds_no_square():
 @pytest.mark.parametrize(
     ("sizes", "words"),
     [
-        ({"fsdp": 3}, ["fsdp 3", "there are 4", "multiply to 4"]),
-        ({"fsdp": -1, "tp": 3}, ["tp 3", "make 3 devices or a multiple", "there are 4"]),
+        ({"fsdp": 9}, ["fsdp 9", "there are 8", "multiply to 8"]),
+        ({"fsdp": -1, "tp": 3}, ["tp 3", "make 3 devices or a multiple", "there are 8"]),
     ],
 )
 def test_a_mesh_of_another_number_of_devices_is_refused(sizes, words):
@@ -140,6 +140,7 @@ def test_a_coordinator_without_numbers_is_refused(monkeypatch):
 
 def run(out: Path, data: str, **changes):
     rows = {"data": {"path": data}, "out": str(out), "rows": 4, "checkpoint": {"every": 4}, "steps": 8}
+    rows |= {"mesh": {"fsdp": 4}}
     return configure(**rows | changes)
 
 
@@ -177,7 +178,7 @@ def test_two_hosts_do_what_one_does(toy_dataset, tmp_path):
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     config = run(tmp_path / "both", data, mesh={"fsdp": 1, "sp": 4}).model_dump_json()
-    flags = os.environ["XLA_FLAGS"].replace("device_count=4", "device_count=2")
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")
     told = {"XLA_FLAGS": flags, "WORLDLOOM_COORDINATOR": address, "WORLDLOOM_PROCESSES": "2", "JAX_PLATFORMS": "cpu"}
     hosts = [
         subprocess.Popen(

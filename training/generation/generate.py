@@ -3,6 +3,7 @@
 Rows of unequal length are padded on the left. What a row gives depends on nothing that stands beside it.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,6 @@ from ..config import Model
 from ..mesh import COLUMNS, make_mesh, specs
 from ..model import MAX_POSITIONS, Params
 from ..ring.ring import choose_block
-from ..ring.xla import Xla
 from . import loop
 from .loop import State
 from .sample import GREEDY, IMAGE, LATER, Sampling
@@ -99,8 +99,7 @@ class Generator:
             if len(prompt):
                 tokens[row, -len(prompt) :], real[row, -len(prompt) :] = prompt, True
         state = self._with_room(state, count * chunk)
-        block = choose_block()
-        block = Xla(min(chunk, SLOTS)) if chunk % block.tile else block
+        block = choose_block(math.gcd(chunk, SLOTS))
         for part in zip(np.split(tokens, count, 1), np.split(real, count, 1), strict=True):
             state = loop.read(self.model, self.mesh, block, self.params, state, *part)
         return state
@@ -204,7 +203,7 @@ class Generator:
 
     def _with_room(self, state: State, slots: int) -> State:
         held, used = state.cache.k.shape[3] // self._ring, int(state.cache.filled)
-        longest = int(state.cache.lengths.max()) + slots * self._ring
+        longest = int(np.asarray(state.cache.lengths).max()) + slots * self._ring
         if longest > MAX_POSITIONS:
             raise UserError(
                 f"a prompt and its answer take {longest:,} tokens, and the model counts {MAX_POSITIONS:,}: shorten them"

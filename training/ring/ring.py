@@ -5,6 +5,7 @@ before, while the next ones are on their way. All devices know every shard's bou
 last hop that is of use to any of them, and stop there.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -53,18 +54,24 @@ class Sight(NamedTuple):
     last: Array
 
 
-def choose_block() -> Block:
-    """Take the form that is made for this machine."""
+def choose_block(length: int) -> Block:
+    """Take the form that is made for this machine, in the largest of its tiles that divide so many tokens.
+
+    Where none does, it is the form in plain JAX, whose tiles may be of any size.
+    """
     match jax.default_backend():
         case "gpu":
             from .triton import Triton
 
-            return Triton()
+            forms: list[Block] = [Triton(tile) for tile in (128, 64, 32, 16)]
         case "tpu":
             from .mosaic import Mosaic
 
-            return Mosaic()
-    return Xla()
+            forms = [Mosaic(tile) for tile in (512, 256, 128)]
+        case _:
+            forms = []
+    forms += [Xla(tile) for tile in range(Xla().tile, 0, -1)]
+    return next(form for form in forms if length % form.tile == 0)
 
 
 def make_ring(
@@ -84,14 +91,16 @@ def make_ring(
     Returns:
       a function equal in signature and result to `attention.attention`.
     """
-    block = block or choose_block()
+
+    def ring_for(length: int) -> Ring:
+        return Ring(axis, block or choose_block(length), agree, length < gather_below)
 
     @jax.custom_vjp
     def attend(q: Array, k: Array, v: Array, positions: Array, segments: Array) -> Array:
         return forward(q, k, v, positions, segments)[0]
 
     def forward(q: Array, k: Array, v: Array, positions: Array, segments: Array) -> tuple[Array, Any]:
-        ring, here = Ring(axis, block, agree, q.shape[1] < gather_below), Where(positions, segments)
+        ring, here = ring_for(q.shape[1]), Where(positions, segments)
         carry = _forward(ring, (q, k, v), here, here, _look(ring, here, here))
         out, lse = _finish(carry)
         out, lse = checkpoint_name(_heads_first(out.astype(q.dtype)), KEPT), checkpoint_name(lse, KEPT)
@@ -99,7 +108,7 @@ def make_ring(
 
     def backward(saved: Any, d_out: Array) -> tuple[Any, ...]:
         q, k, v, positions, segments, out, lse = saved
-        ring, here = Ring(axis, block, agree, q.shape[1] < gather_below), Where(positions, segments)
+        ring, here = ring_for(q.shape[1]), Where(positions, segments)
         delta = jnp.einsum("blhd,blhd->bhl", d_out, out, preferred_element_type=FP32)
         lse = jnp.where(lse <= MASKED, UNSEEN, lse)
         sums = _by_heads(ring, q, k, v, d_out, lse, delta, here, _look(ring, here, here))
@@ -130,7 +139,7 @@ def ring_forward(
     Returns:
       out [B, Lq, Hq, D], of the type of `q`, and log-sum-exp fp32 [B, Hq, Lq], -1e30 where nothing was seen.
     """
-    ring = Ring(axis, block or choose_block(), agree, False)
+    ring = Ring(axis, block or choose_block(math.gcd(q.shape[1], k.shape[1])), agree, False)
     carry = _forward(ring, (q, k, v), here, there, _look(ring, here, there))
     out, lse = _finish(carry)
     return _heads_first(out.astype(q.dtype)), lse

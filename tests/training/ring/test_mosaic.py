@@ -49,7 +49,8 @@ def schedule(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     if not libtpu.is_dir():
         pytest.skip(f"SKIPPED FOR LACK OF LIBTPU: {libtpu} is missing; `make env` installs it")
     into = tmp_path_factory.mktemp("tpu") / "ring.hlo"
-    environment = os.environ | {"PYTHONPATH": str(libtpu), "TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu"}
+    paths = os.pathsep.join(filter(None, [str(libtpu), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": paths, "TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, __file__, str(into)], env=environment, capture_output=True, text=True, timeout=240
     )

@@ -114,6 +114,15 @@ def test_rings_that_stop_early_bring_every_gradient_home():
     assert max(errors(through(compiled(4), arrays, columns("contiguous", 4)), dense(*arrays))) <= 1e-5
 
 
+def test_rings_side_by_side_agree_on_the_number_of_hops():
+    """One row's documents stay on their devices, the other's cross every border."""
+    arrays = *draw(8), *(np.stack([few[0], many[1]]) for few, many in zip(LOCAL, ROWS, strict=True))
+    mesh, shard = jax.make_mesh((2, 4), ("dp", "sp"), axis_types=(AxisType.Auto,) * 2), P("dp", "sp")
+    run = both_passes(make_ring("sp", Xla(TILE), ("dp",), 0))
+    rings = jax.shard_map(run, mesh=mesh, in_specs=(shard,) * 6, out_specs=(shard,) * 4, check_vma=False)
+    assert max(errors(jax.jit(rings)(*arrays), dense(*arrays))) <= 1e-5
+
+
 def test_any_arrangement_of_tokens_is_right():
     arrays = *draw(8), *ROWS
     got = through(compiled(4), arrays, np.random.default_rng(0).permutation(LENGTH))
