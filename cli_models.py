@@ -11,7 +11,7 @@ from .arguments import Formatter, add_command, add_json, add_set, console, posit
 
 def add_commands(commands: Any) -> None:
     """Describe the commands about models."""
-    for add in (_train_command, _evaluate_command, _weights_command):
+    for add in (_train_command, _generate_command, _stages_command, _evaluate_command, _weights_command):
         add(commands)
 
 
@@ -26,6 +26,26 @@ def _train_command(commands: Any) -> None:
     parser.add_argument("config", help="a YAML file")
     add_set(parser)
     add_json(parser)
+
+
+def _stages_command(commands: Any) -> None:
+    parser = add_command(commands, "stages", run_stages, "Train a ladder of stages, each with another's weights.",
+                         "worldloom stages recipes/lwm/stages.yaml --out lwm --list")  # fmt: skip
+    parser.add_argument("stages", metavar="FILE", help="a YAML file; relative paths in it start at its folder")
+    parser.add_argument("--out", required=True, metavar="DIR",
+                        help="folder of the ladder: recipe R is built in data/R, stage NAME trained in NAME")  # fmt: skip
+    parser.add_argument("--init", metavar="PATH", help="weights that stages without a parent begin with")
+    some = parser.add_mutually_exclusive_group()
+    some.add_argument("--only", nargs="+", default=[], metavar="NAME", help="take these stages")
+    some.add_argument("--from", dest="first", metavar="NAME", help="take this stage and all that descend from it")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--list", action="store_true", help="show the stages, and do nothing")
+    what.add_argument("--build", action="store_true", help="build the stages' data, and train nothing")
+    parser.add_argument("--set", action="append", default=[], metavar="[NAME.]KEY=VALUE",
+                        help="change a key of every stage's config, or of one's; may be repeated")  # fmt: skip
+    parser.set_defaults(beam=[])
+    parser.add_argument("--workers", type=positive, default=1, help="processes of a build's default, local runner")
+    parser.epilog = f"{parser.epilog}\n\nAll that follows -- goes to Apache Beam where data are built"
 
 
 def _weights_command(commands: Any) -> None:
@@ -60,6 +80,24 @@ def _weights_command(commands: Any) -> None:
     )
 
 
+def _generate_command(commands: Any) -> None:
+    parser = add_command(commands, "generate", run_generate, "Write texts, draw pictures and videos, and talk.",
+                         "worldloom generate runs/toy image --prompt 'a red circle' --out made")  # fmt: skip
+    parser.add_argument("run", metavar="RUN", help="folder of a run or of Hugging Face's, or LWM's stream")
+    parser.add_argument("what", choices=("text", "image", "video", "chat"), help="what to make")
+    parser.add_argument("--prompt", action="append", help="may be repeated; left out, they are read from stdin")
+    parser.add_argument("--prompts", metavar="FILE", help="a prompt a line; of chat: JSONL of messages")
+    parser.add_argument("--out", metavar="DIR", help="folder of what is drawn; of chat: the JSONL file of replies")
+    _add_model(parser)
+    parser.add_argument("--rows", type=positive, default=16, help="prompts that are worked on at once")
+    parser.add_argument("--cache", type=positive, metavar="TOKENS", help="print what a cache of so many tokens takes")
+    parser.add_argument("--temperature", type=float, help="of what is drawn; 0 takes the likeliest")
+    parser.add_argument("--top-k", type=int, help="ids that are drawn from; default: LWM's for pictures, else all")
+    parser.add_argument("--guidance", type=float, help="of images and first frames; default: LWM's, 5")
+    parser.add_argument("--frames", type=positive, default=8, help="of a video")
+    parser.add_argument("--new-tokens", type=positive, default=256, help="of a text or a reply, at the most")
+
+
 def _evaluate_command(commands: Any) -> None:
     what = "Measure a model: needles in books, questions about long videos, held-out loss, the toy world."
     parser = commands.add_parser("evaluate", help=what, description=what, formatter_class=Formatter)
@@ -84,7 +122,7 @@ def _evaluate_command(commands: Any) -> None:
     needle.add_argument("--at-once", type=positive, default=4, help="requests to the server in flight")
     needle.add_argument("--per-minute", type=float, help="requests to the server a minute")
     videos = add_command(kinds, "videos", run_evaluate, "Ask about one of the clips that are joined into a long video.",
-                         "worldloom evaluate videos run --clip-data data/packed-eval --clips 1 2 4 --out charts")  # fmt: skip
+                         "worldloom evaluate videos run --clip-data data/eval --clips 1 2 4 --out charts")  # fmt: skip
     _add_run(videos)
     _add_world(videos)
     videos.add_argument("--clips", nargs="+", type=positive, required=True, help="clips joined into one video")
@@ -114,6 +152,10 @@ def _evaluate_command(commands: Any) -> None:
 def _add_run(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
     parser.add_argument("run", metavar="RUN", nargs=nargs, help="folder of a run or of Hugging Face's, or LWM's stream")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the figures and charts")
+    _add_model(parser)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tokenizer", metavar="MODEL", help="text model; default: that of the run's data")
     parser.add_argument("--vision", metavar="PATH", help="vision tokenizer; default: that of the run's data")
@@ -136,10 +178,22 @@ def run_train(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(asdict(summary), indent=1, default=str))
         return 0
+    _print_summary(summary)
+    return 0
+
+
+def _print_summary(summary: Any) -> None:
     held_out = "" if summary.held_out_loss is None else f", held out {summary.held_out_loss:.3f}"
     print(f"{summary.steps:,} steps, {summary.parameters:,} parameters, {summary.tokens_per_second:,.0f} tokens/s")
     print(f"loss {summary.first_loss:.3f} -> {summary.last_loss:.3f}{held_out}")
     print(f"{summary.metrics}\n{summary.curve}")
+
+
+def run_stages(options: argparse.Namespace) -> int:
+    from .cli import main
+    from .stages import run_stages
+
+    run_stages(options, console(), main, lambda config: _print_summary(train_with_bar(config)))
     return 0
 
 
@@ -182,4 +236,11 @@ def run_evaluate(options: argparse.Namespace) -> int:
     from .evaluation import run_evaluate
 
     run_evaluate(options, console())
+    return 0
+
+
+def run_generate(options: argparse.Namespace) -> int:
+    from .generation import run_generate
+
+    run_generate(options, console())
     return 0

@@ -124,15 +124,15 @@ def decoder(dataset: Dataset, path: str | None) -> Decode | None:
 
 def _recipe_model(folder: Folder) -> str | None:
     section = _vocabulary(folder)
-    return section.text if section and _is_local(section.text) else None
+    return section.text if section and is_local(section.text) else None
 
 
-def _is_local(path: str) -> bool:
+def is_local(path: str) -> bool:
     """May a path of a recipe be read unasked? A data set may be a stranger's, and so are the URLs in it."""
     return "://" not in path and "::" not in path
 
 
-class _Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):
     """A loader without merges, of which each line may double the last."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
@@ -144,7 +144,7 @@ def _vocabulary(folder: Folder) -> VocabularySection | None:
     for place in (folder, Folder(folder.url.rstrip("/").rpartition("/")[0] or ".")):
         if data := place.read(RECIPE):
             try:
-                return VocabularySection.model_validate(yaml.load(data, _Loader)["vocabulary"])  # a SafeLoader
+                return VocabularySection.model_validate(yaml.load(data, Loader)["vocabulary"])  # a SafeLoader
             except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError):
                 return None
     return None
@@ -166,7 +166,7 @@ def vision_model(dataset: Dataset, path: str | None) -> VisionTokenizer | str:
         section = section.model_copy(update={"path": path})
     if not section:
         return "no recipe beside the data set names a vision tokenizer: name it by --vision"
-    if not path and not _is_local(section.path):
+    if not path and not is_local(section.path):
         return f"{visible(section.path)} is not read only because a recipe names it: name it by --vision"
     try:
         model = load_vision(section.kind, section.path, section.pixel_range)

@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from .errors import UserError
-from .inspection import RECIPE, _is_local, _Loader
+from .inspection import RECIPE, Loader, is_local
 from .packing.storage import Folder
 from .pipelines import chat_layout
 from .pipelines.chat_layout import ASSISTANT, USER, Frames, Line
@@ -129,8 +129,7 @@ def open_studio(
     """
     recipe = recipe_of_run(path)
     section = vocabulary_section(recipe, tokenizer, vision)
-    sizes = mesh_sizes(devices)
-    where = mesh.make_mesh(sizes, None if -1 in dict(sizes).values() else _first_devices(sizes))
+    where = mesh.make_mesh(mesh_sizes(devices))
     params, model, vocabulary = load_model(path, section, where, preset, theta)
     check_tokenizers(path, section, vocabulary)
     manner = manner_of(recipe)
@@ -172,12 +171,6 @@ def mesh_sizes(devices: str) -> config.Mesh:
         raise UserError(f"--mesh {devices} is none: give sizes along {names}, as sp=4,tp=2") from None
 
 
-def _first_devices(sizes: config.Mesh) -> list[Any]:
-    import jax
-
-    return jax.devices()[: int(np.prod([size for _, size in sizes]))]
-
-
 def recipe_of_run(path: str) -> dict[str, Any]:
     """Read the recipe beside the first of a run's data sets that has one, or nothing."""
     try:
@@ -187,7 +180,7 @@ def recipe_of_run(path: str) -> dict[str, Any]:
     for url in [told] if isinstance(told, str) else told:
         for folder in (url, url.rstrip("/").rpartition("/")[0] or "."):
             try:
-                found = yaml.load(Folder(folder).read(RECIPE) or b"", _Loader)  # a SafeLoader
+                found = yaml.load(Folder(folder).read(RECIPE) or b"", Loader)  # a SafeLoader
             except (OSError, ValueError, yaml.YAMLError, RecursionError):
                 continue
             if isinstance(found, dict):
@@ -202,14 +195,14 @@ def vocabulary_section(recipe: dict[str, Any], tokenizer: str | None, vision: st
     except ValueError:
         section = None
     found = section.vision if section else None
-    text = tokenizer or (section.text if section and _is_local(section.text) else None)
+    text = tokenizer or (section.text if section and is_local(section.text) else None)
     if text is None:
         raise UserError("no recipe beside the run's data names a text model that can be read: name it by --tokenizer")
     if vision:
         kind = "vqgan" if Path(vision).is_dir() else "codebook"
         pixels = found.pixel_range if found and found.kind == kind else None
         found = VisionSection.model_validate({"kind": kind, "path": vision, "pixel_range": pixels})
-    return VocabularySection(text=text, vision=found if vision or (found and _is_local(found.path)) else None)
+    return VocabularySection(text=text, vision=found if vision or (found and is_local(found.path)) else None)
 
 
 def check_tokenizers(path: str, section: VocabularySection, vocabulary: Vocabulary) -> None:

@@ -32,7 +32,6 @@ from worldloom.tokenizers.train import train
 from worldloom.training import checkpoint
 from worldloom.training.config import Model
 from worldloom.training.generation.generate import Generator, alone, place
-from worldloom.training.generation.sample import Sampling
 from worldloom.training.model import init
 
 PROSE = ["The red circle moves left on blue ground.", "What shape is it? A circle, a square or a triangle."] * 20
@@ -179,7 +178,9 @@ def test_images_and_videos(run, tmp_path):
     given = {"prompts": str(tmp_path / "captions.txt"), "out": str(tmp_path / "made"), "cache": 1000}
     said = called("image", run, **given).splitlines()
     assert "a cache of 1,000 tokens" in said[0] and len(said) == 3
-    assert np.asarray(Image.open(said[1])).shape == (SIZE, SIZE, 3)
+    pictures = np.stack([np.asarray(Image.open(path)) for path in said[1:]])
+    model = open_studio(str(run)).vision
+    assert (model.decode(model.encode(pictures)) == pictures).all() and pictures.shape == (2, SIZE, SIZE, 3)
     for path in map(Path, called("video", run, **given | {"cache": None}).splitlines()):
         with av.open(str(path)) as film:
             stream = film.streams.video[0]
@@ -190,48 +191,70 @@ def test_images_and_videos(run, tmp_path):
         assert np.abs(np.stack(frames) / 255 - np.stack(stills) / 255).mean() < 0.2  # noise, which codecs lose
 
 
-def test_pictures_are_the_codebooks(studio):
-    pictures = studio.images(["a red circle", "a square"], Sampling(1.0, 0, 2.0), seed=1)
-    assert pictures.shape == (2, SIZE, SIZE, 3) and pictures.dtype == np.uint8
-    assert (studio.vision.decode(studio.vision.encode(pictures)) == pictures).all()
-    alone = studio.images(["a red circle"], Sampling(1.0, 0, 2.0), seed=1)
-    assert (alone[0] == pictures[0]).all()
+class Parrot:
+    """Stand for a model: note what every row hears, and say the numbers of rows and turns, now and then with an end."""
+
+    def __init__(self, generator):
+        self.vocabulary, self.rows, self.heard, self.spoke = generator.vocabulary, 4, [], []
+
+    def fitting(self, rows):
+        return -(-rows // 4) * 4
+
+    def begin(self, rows, tokens):
+        return 0
+
+    def hear(self, state, prompts):
+        self.heard.append(prompts)
+        return state + 1
+
+    def speak(self, state, new_tokens, sampling, seed, prompts):
+        self.spoke.append(list(prompts))
+        return state, [[10 + state] * (new_tokens if n % 2 else 2) if n >= 0 else [] for n in prompts]
 
 
-def test_conversations_of_a_file(run, studio, tmp_path):
+@pytest.fixture
+def parrot(studio, monkeypatch) -> Parrot:
+    made = Parrot(studio.generator)
+    monkeypatch.setattr(generation, "open_studio", lambda *given: Studio(made, studio.section, studio.manner))
+    return made
+
+
+def test_conversations_of_a_file(parrot, studio, tmp_path):
     write_images(tmp_path, 1, size=SIZE)
     first = [{"type": "image", "image": "000000.png"}, {"type": "text", "text": "What shape is it?"}]
-    rows = [
-        {"id": 7, "messages": [{"role": "user", "content": first}, {"role": "user", "content": "And its ground?"}]},
-        {"messages": [{"role": "user", "content": "Is it a square?"}]},
-    ]
+    asked = [{"role": "user", "content": first}, {"role": "user", "content": "And its ground?"}]
+    rows = [{"id": 7, "messages": asked}, {"messages": asked[1:]}, *[{"messages": asked}] * 3]
     (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    path = called("chat", run, prompts=str(tmp_path / "asked.jsonl")).strip()
+    path = called("chat", "none", prompts=str(tmp_path / "asked.jsonl")).strip()
     answered = [json.loads(line) for line in Path(path).read_text().splitlines()]
-    assert [[m["role"] for m in row["messages"]] for row in answered] == [
-        ["user", "assistant"] * 2,
-        ["user", "assistant"],
-    ]
-    assert answered[0]["id"] == 7
-    # The cache that is kept between turns holds what reading the whole conversation anew would.
-    lines = list(conversation.read(rows[:1], str(tmp_path), studio))
-    prompts = conversation.prompts_of(lines[0], studio)
-    replies, heard = [], []
-    for prompt in prompts:
-        open_ended = bool(replies) and len(replies[-1]) == 5
-        heard += [studio.text.eos] * open_ended + prompt
-        replies.append(studio.generator.reply([heard], 5)[0])
-        heard = heard + replies[-1] + [studio.text.eos] * (len(replies[-1]) < 5)
-    told = [m["content"] for m in answered[0]["messages"] if m["role"] == "assistant"]
-    assert told == [studio.text.decode(reply).strip() for reply in replies]
+    roles = [[message["role"] for message in row["messages"]] for row in answered]
+    assert roles == [["user", "assistant"] * (2 if n != 1 else 1) for n in range(5)] and answered[0]["id"] == 7
+    texts = [studio.text.decode(ids).strip() for ids in ([11] * 2, [12] * 2, [11] * 5)]
+    said = [[m["content"] for m in row["messages"] if m["role"] == "assistant"] for row in answered]
+    assert said[0] == texts[:2] and said[1] == texts[2:]
+    (lines,) = conversation.read(rows[:1], str(tmp_path), studio)
+    one, two = conversation.prompts_of(lines, studio)
+    assert parrot.heard[0] == [one, two_first(studio, rows[1]), one, one]
+    # Row 3 was cut off in its first answer, so the end that training has there is read before the next question.
+    assert parrot.heard[1] == [two, [], two, [studio.text.eos, *two]]
+    assert parrot.spoke == [[0, 1, 2, 3], [0, -1, 2, 3], [4, -1, -1, -1], [4, -1, -1, -1]]
 
 
-def test_a_talk_at_the_terminal(run, tmp_path, monkeypatch):
+def two_first(studio, row):
+    """Write out a conversation of one question."""
+    return conversation.prompts_of(next(conversation.read([row], "/", studio)), studio)[0]
+
+
+def test_a_talk_at_the_terminal(parrot, studio, tmp_path, monkeypatch):
     write_images(tmp_path, 1, size=SIZE)
-    said = f"/image {tmp_path}/000000.png\nWhat shape?\n/image {tmp_path}/none.png\nAnd now?\n/new\nWhere?\n/help\n"
+    said = f"/image {tmp_path}/000000.png\nWhat?\n/image {tmp_path}/none.png\nAnd now?\nWhy?\n/new\nWhy?\n/help\n"
     monkeypatch.setattr(sys, "stdin", io.StringIO(said))
-    words = called("chat", run)
+    words = called("chat", "none")
     assert "none.png" in words and "/new: begin anew" in words
+    what, why, anew = (heard[0] for heard in parrot.heard)
+    assert anew == two_first(studio, {"messages": [{"role": "user", "content": "Why?"}]})
+    assert what[0] == studio.text.bos and sum(token >= parrot.vocabulary.text_size for token in what) == 5
+    assert why == studio.text.encode("USER: Why? ASSISTANT:").tolist()
 
 
 @pytest.mark.parametrize(

@@ -306,8 +306,8 @@ def load(path: str | Path, assignments: Sequence[str] = ()) -> Config:
     Raises:
       UserError: the file is missing, no YAML or no config; names the key, what was found and what is allowed.
     """
-    given = _rooted(read_yaml(path), Path(path).resolve().parent)
-    return parse(_rooted(set_values(given, list(assignments)), Path.cwd()), str(path))
+    given = rooted(read_yaml(path), Path(path).resolve().parent)
+    return parse(rooted(set_values(given, list(assignments)), Path.cwd()), str(path))
 
 
 def parse(given: dict[str, Any], name: str = "the config") -> Config:
@@ -319,8 +319,8 @@ def parse(given: dict[str, Any], name: str = "the config") -> Config:
     return validate(Config, given, name)
 
 
-def _rooted(given: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Take the relative paths of a config, not yet checked, from `folder`."""
+def rooted(given: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Take the relative paths of a config, not yet checked, from `folder`; they are changed in place."""
     mixture = given.get("mixture")
     members = mixture.get("sets") if isinstance(mixture, dict) else mixture
     places = [(given, "out"), (given, "init"), (given.get("data"), "path"), (given.get("evaluation"), "path")]

@@ -52,6 +52,8 @@ def start() -> None:
     Raises:
       UserError: one of the three is missing, or no number.
     """
+    if jax.distributed.is_initialized():
+        return
     if not (coordinator := os.environ.get(COORDINATOR)):
         if any(name in os.environ for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")) or _on_a_pod():
             jax.distributed.initialize()

@@ -12,6 +12,7 @@ from .needle import CITIES, HEAD, NEEDLE, ONE, SOME, Coder, Haystack, cut
 END = " ASSISTANT:"
 SHORT = "What is the special magic {} number?" + END
 WORDINGS = (SHORT, ONE, SOME.format("is the special magic number", "{}"))
+OFTEN = (3, 1, 1)  # short ones leave room for more answers, of which the model learns
 SPARE = 8  # tokens: what texts that are joined may have more than each of them alone
 Turn = tuple[str, str]
 
@@ -52,7 +53,7 @@ def make_chat(haystack: Haystack, coder: Coder, form: Form, rng: random.Random) 
     room = form.length - SPARE - sum(len(coder.encode(text)) for text in (HEAD, *needles))
     turns = []
     for city in rng.choices(list(hidden), k=form.asked):
-        question = rng.choice(WORDINGS).format(city)
+        (question,) = rng.choices([wording.format(city) for wording in WORDINGS], OFTEN)
         cost = len(coder.encode(f"USER: {question}")) + len(coder.encode(hidden[city])) + 1
         if cost <= room:
             turns.append((question.removesuffix(END), hidden[city]))

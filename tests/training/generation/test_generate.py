@@ -9,7 +9,7 @@ from worldloom.errors import UserError
 from worldloom.tokenizers.vocabulary import Vocabulary
 from worldloom.training import config
 from worldloom.training.config import Model
-from worldloom.training.generation import generate
+from worldloom.training.generation import generate, loop
 from worldloom.training.generation.cache import bytes_per_device
 from worldloom.training.generation.generate import Generator, place, place_leaf
 from worldloom.training.generation.sample import Sampling
@@ -60,10 +60,10 @@ def written(ids, new):
 
 @pytest.mark.parametrize("ring", [1, 2, 4])
 def test_cached_decoding_equals_reading_all_anew(ring, monkeypatch):
-    for name, size in (("CHUNK", 4), ("LEAST", 4), ("SLOTS", 4)):  # many chunks, and a cache that has to grow
+    for name, size in (("CHUNK", 4), ("LEAST", 4), ("SLOTS", 64)):  # many chunks; a ring of 1 has to grow its cache
         monkeypatch.setattr(generate, name, size)
     gen = generator(sp=ring)
-    state = gen.begin(3, 32 if ring == 1 else 200)
+    state = gen.begin(3, 1)
     rows, said = [list(prompt) for prompt in PROMPTS], []
     for prompts in (PROMPTS, [[4] * 9, [], [5, 6]]):  # of the second turn, one row hears nothing
         heard = [bool(prompt) for prompt in prompts]
@@ -89,11 +89,6 @@ def compare(state, rows, those):
             np.testing.assert_allclose(state.hidden[n], want, atol=1e-5 * np.abs(want).max())
 
 
-def test_rows_lie_over_devices():
-    want = [[t for t in written(prompt, 6) if t != V.eos] for prompt in PROMPTS]
-    assert generator(dp=2, fsdp=2).reply(PROMPTS, 6) == want
-
-
 def drawn(prompt, frames, codes, first, later):
     """Draw the most probable codes under guidance, and read the endings that no one drew."""
     told, blank, pictures = list(prompt), list(BLANK), []
@@ -110,14 +105,22 @@ def drawn(prompt, frames, codes, first, later):
 
 
 def test_frames_are_guided_and_ended_by_force():
-    gen = generator(tp=2, sp=2)
-    got = gen.draw(PROMPTS[:2], BLANK, 3, 4, Sampling(guidance=3.0), Sampling())
+    gen, how = generator(dp=2, tp=2), Sampling(guidance=3.0)
+    got = gen.draw(PROMPTS[:2], BLANK, 3, 4, how, Sampling())
     assert [film.tolist() for film in got] == [drawn(prompt, 3, 4, 3.0, 1.0) for prompt in PROMPTS[:2]]
     assert drawn(PROMPTS[0], 1, 4, 3.0, 1.0) != drawn(PROMPTS[0], 1, 4, 1.0, 1.0)  # guidance shows
+    # What was read since then: each frame's codes, which are those of `draw`, and its ending.
+    state = gen.hear(gen.begin(4, 48), [PROMPTS[0], BLANK, PROMPTS[1], BLANK])
+    state, _ = gen.paint(state, 1, 4, False, how, prompts=range(2))
+    rows = [[*prompt, *(film[0] + V.text_size), V.eof] for prompt, film in zip(PROMPTS[:2], got, strict=True)]
+    compare(state._replace(hidden=state.hidden[::2]), rows, [True, True])
+    state, _ = gen.paint(loop.every_other(state), 2, 4, True, Sampling(), prompts=range(2))
+    ends = [[*(film[1] + V.text_size), V.eof, *(film[2] + V.text_size), V.eov] for film in got]
+    compare(state, [row + end for row, end in zip(rows, ends, strict=True)], [True, True])
 
 
 def test_a_sample_depends_on_its_seed_and_number_alone():
-    how, prompts = Sampling(temperature=1.0, top_k=9), [*PROMPTS, PROMPTS[0]]
+    how, prompts = Sampling(temperature=1.0, top_k=9), [PROMPTS[0], PROMPTS[1][:9], PROMPTS[2][:16], PROMPTS[0]]
     gen = generator(rows=4)
     together = gen.reply(prompts, 8, how, seed=3)
     assert generator(rows=2).reply(prompts, 8, how, seed=3) == together
