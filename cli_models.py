@@ -33,7 +33,7 @@ def _stages_command(commands: Any) -> None:
                          "worldloom stages recipes/lwm/stages.yaml --out lwm --list")  # fmt: skip
     parser.add_argument("stages", metavar="FILE", help="a YAML file; relative paths in it start at its folder")
     parser.add_argument("--out", required=True, metavar="DIR",
-                        help="folder of the ladder: recipe R is built in data/R, stage NAME trained in NAME")  # fmt: skip
+                        help="folder of the ladder: data of recipe R in data/R, stage NAME in NAME")  # fmt: skip
     parser.add_argument("--init", metavar="PATH", help="weights that stages without a parent begin with")
     some = parser.add_mutually_exclusive_group()
     some.add_argument("--only", nargs="+", default=[], metavar="NAME", help="take these stages")
