@@ -21,14 +21,14 @@ def _extent(size: int) -> int:
 
 Count = Annotated[int, Field(ge=1)]
 Extent = Annotated[int, AfterValidator(_extent)]
-Decay = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[Fraction, PlainValidator(read_share)]
 
 
 class Section(schema.Section):
     """Refuse unknown keys and changes; `1e-4`, which YAML takes for text, is a number here."""
 
-    model_config = ConfigDict(strict=False)
+    model_config = ConfigDict(strict=False, allow_inf_nan=False)
 
 
 class Member(Section):
@@ -99,7 +99,13 @@ class Data(Section):
 
 
 class Evaluation(Section):
-    """Say on what and how often the held-out loss is measured: on the first `batches` batches, every `every` steps."""
+    """Say on what and how often the held-out loss is measured.
+
+    Attributes:
+      path: of a packed data set.
+      every: steps from one time to the next.
+      batches: that are measured, the first ones; fewer where the data set holds fewer whole ones.
+    """
 
     path: str
     every: Count = 100
@@ -181,7 +187,7 @@ class Memory(Section):
 
 
 class Mesh(Section):
-    """Say how many devices share the work along each axis; of one -1 is made whatever is left.
+    """Say how many devices share the work along each axis; of one -1 is made whatever is left, by default of fsdp.
 
     Attributes:
       dp: each has whole parameters and its own rows.
@@ -195,10 +201,16 @@ class Mesh(Section):
     tp: Extent = 1
     sp: Extent = 1
 
+    @model_validator(mode="before")
+    @classmethod
+    def _infer_one(cls, given: Any) -> Any:
+        others = isinstance(given, dict) and any(str(given.get(name)) == "-1" for name in ("dp", "tp", "sp"))
+        return {"fsdp": 1, **given} if others else given
+
     @model_validator(mode="after")
     def _check_inferred(self) -> Self:
         if (inferred := [name for name, size in self if size == -1])[1:]:
-            raise ValueError(f"{' and '.join(inferred)} are both -1: only one axis can be made of what is left")
+            raise ValueError(f"{' and '.join(inferred)} are both -1, and one alone can be: give all but one a size")
         return self
 
 

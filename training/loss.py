@@ -60,13 +60,30 @@ def _head_nll(hidden: Array, head: Array, targets: Array, weights: Array) -> Arr
     own = (targets >= 0) & (targets < head.shape[1]) & (weights != 0)
 
     def score() -> Array:
-        # Cast here and not outside the scan, whose backward pass would then add up gradients in bf16.
-        logits = jnp.einsum("ne,ev->nv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        logits = _logits(hidden, head)
         chosen = jnp.take_along_axis(logits, jnp.where(own, targets, 0)[:, None], axis=1)[:, 0]
         nll = jax.nn.logsumexp(logits, axis=1) - chosen
         return jnp.where(own, weights * nll, 0.0).sum()
 
     return lax.cond(own.any(), score, lambda: jnp.float32(0))
+
+
+@jax.custom_vjp
+def _logits(hidden: Array, head: Array) -> Array:
+    """Score tokens [N, E] by a head [E, V] in the type of `hidden`, summed in fp32: [N, V]."""
+    return jnp.einsum("ne,ev->nv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+
+def _logits_backward(saved: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
+    """Multiply in the type of `hidden` as well, which autodiff would not, and sum the head's gradient in fp32."""
+    hidden, head = saved
+    slope = slope.astype(hidden.dtype)
+    d_hidden = jnp.einsum("nv,ev->ne", slope, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    d_head = jnp.einsum("ne,nv->ev", hidden, slope, preferred_element_type=jnp.float32)
+    return d_hidden.astype(hidden.dtype), d_head.astype(head.dtype)
+
+
+_logits.defvjp(lambda hidden, head: (_logits(hidden, head), (hidden, head)), _logits_backward)
 
 
 def divisor(rule: Rule, examples: Array, weights: Array) -> Array:

@@ -97,7 +97,7 @@ def make_mesh(sizes: config.Mesh, devices: Sequence[Any] | None = None) -> Mesh:
     return jax.make_mesh(tuple(shape), NAMES, axis_types=(AxisType.Auto,) * len(NAMES), devices=devices)
 
 
-def check(mesh: Mesh, given: Config, length: int) -> None:
+def check(mesh: Mesh, given: Config, length: int, data: str = "data") -> None:
     """Refuse a run that cannot be cut evenly.
 
     Raises:
@@ -107,7 +107,7 @@ def check(mesh: Mesh, given: Config, length: int) -> None:
     across = {name: math.prod(mesh.shape[axis] for axis in axes) for name, axes in TABLE.items()}
     cuts = [
         ("rows / accumulation", rows, "rows", "raise rows, or lower accumulation, dp or fsdp"),
-        ("the sequences' length", length, "columns", "choose an sp that divides it"),
+        (f"the length of the sequences of {data}", length, "columns", "choose an sp that divides it"),
         ("model.width", model.width, "width", "choose fsdp and sp whose product divides it"),
         ("model.width", model.width, "table_width", "choose fsdp, sp and tp whose product divides it"),
         ("model.heads", model.heads, "heads", "choose a tp that divides it"),
@@ -194,8 +194,12 @@ def sum_alike(gradients: Params, where: Params) -> Params:
 
 
 def own_share(weights: Array, chunk: int) -> Array:
-    """Keep the loss weights of the chunks whose turn is this device's along tp, where all hold the same tokens."""
-    turns = jnp.arange(weights.size).reshape(weights.shape) // chunk % lax.axis_size("tp")
+    """Keep the loss weights, [parts, rows, L], of the chunks of a part whose turn is this device's along tp.
+
+    All devices along tp hold the same tokens, and a chunk without weights is not scored.
+    """
+    part = jnp.arange(math.prod(weights.shape[1:])).reshape(weights.shape[1:])
+    turns = part // chunk % lax.axis_size("tp")
     return jnp.where(turns == lax.axis_index("tp"), weights, 0)
 
 

@@ -11,13 +11,27 @@ from typing import Any, Self
 
 from tensorboardX import SummaryWriter
 
+from ..errors import UserError
+
 Line = dict[str, Any]
 
 
 def read(path: Path) -> list[Line]:
-    """Read all whole lines; a torn one, which only a kill in mid-write leaves, is passed over."""
-    text = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    """Read all whole lines; a torn one, which only a kill in mid-write leaves, is passed over.
+
+    Raises:
+      UserError: a whole line is none of ours; names it.
+    """
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [_parse(line, path, number) for number, line in enumerate(lines, 1)]
+
+
+def _parse(line: str, path: Path, number: int) -> Line:
+    try:
+        found = json.loads(line)
+        return found | {"step": int(found["step"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"line {number} of {path} is no line of metrics ({error!r}): delete that line") from None
 
 
 def append(path: Path, line: Line) -> None:
@@ -43,7 +57,7 @@ class Board:
     """
 
     def __init__(self, folder: Path, step: int):
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1, filename_suffix=f".{step}")
 
     def __enter__(self) -> Self:
         return self

@@ -32,7 +32,7 @@ class State(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """What a step tells: fp32 scalars; `norm` is the whole gradient's before clipping."""
+    """What a step tells: fp32 scalars; `norm` is the whole gradient's, unclipped, NaN if the update is no number."""
 
     loss: Array
     norm: Array
@@ -40,7 +40,10 @@ class Metrics(NamedTuple):
 
 
 def begin(config: Config, vocabulary: Vocabulary, mesh: Mesh | None = None, params: Params | None = None) -> State:
-    """Return the state before the first step: of given parameters, or of some drawn alike on any mesh."""
+    """Return the state before the first step: of given parameters, or of some drawn alike on any mesh.
+
+    On a mesh, parameters that are given are consumed.
+    """
 
     def draw(params: Params | None) -> State:
         params = params or init(jax.random.key(config.seed), config.model, vocabulary)
@@ -48,7 +51,8 @@ def begin(config: Config, vocabulary: Vocabulary, mesh: Mesh | None = None, para
 
     if mesh is None:
         return jax.jit(draw)(params)
-    return jax.jit(draw, out_shardings=state_shardings(jax.eval_shape(draw, params), mesh))(params)
+    where = state_shardings(jax.eval_shape(draw, params), mesh)
+    return jax.jit(draw, out_shardings=where, donate_argnums=0)(params)
 
 
 def cut(batch: Batch, accumulation: int) -> Parts:
@@ -146,8 +150,8 @@ def make_step(
 ) -> Callable[[State, Parts, Any], tuple[State, Metrics]]:
     """Compile a step `(state, parts, examples) -> (state, metrics)`, which consumes the state that it is given.
 
-    A step whose loss or gradient is not finite leaves parameters, optimizer and count as they were, so that the last
-    good state can still be saved.
+    A step whose loss, gradient or update is not finite leaves parameters, optimizer and count as they were, so that the
+    last good state can still be saved.
     """
     optimizer, rate = make_optimizer(config), schedule(config)
 
@@ -158,6 +162,7 @@ def make_step(
         norm = optax.global_norm(gradients)
         updates, moments = optimizer.update(gradients, state.optimizer, state.params)
         after = State(optax.apply_updates(state.params, updates), moments, state.step + 1)
+        norm = jnp.where(jnp.isfinite(optax.global_norm(updates)), norm, jnp.nan)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
         kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, state)
         if mesh is not None:  # what XLA would choose may differ from where the next step wants it

@@ -7,7 +7,6 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +14,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ..errors import RunFailed, UserError
-from ..packing.batch import Batch, Table
-from ..packing.weights import Rule
 from ..tokenizers.vocabulary import Vocabulary
 from . import curve, mesh, metrics, model
 from .attention import Attention
 from .checkpoint import CHECKPOINTS, Checkpoints, Identity, describe_run
 from .config import Config, Data, Mixture
-from .loader import ahead
+from .loader import Loader, Plan, ahead
 from .loss import divisor
+from .mixture import open_mixture
 from .model import Params
 from .ring.layout import plan_layout
 from .ring.ring import choose_block, make_ring
@@ -32,39 +30,6 @@ from .weights.leaves import Key, pick
 from .weights.start import load_weights
 
 METRICS, CURVE, BOARD = "metrics.jsonl", "curve.png", "tensorboard"
-
-
-class Dataset(Protocol):
-    """What a run must know of its packed data set, or of the mixture of some."""
-
-    @property
-    def length(self) -> int: ...
-    @property
-    def vocabulary(self) -> Vocabulary: ...
-    @property
-    def root(self) -> str: ...
-
-
-class Plan(Protocol):
-    """What a run must know of a step before its tokens are read: see `loader.Plan`."""
-
-    @property
-    def sets(self) -> np.ndarray: ...
-    @property
-    def table(self) -> Table: ...
-    @property
-    def examples(self) -> int: ...
-
-
-class Loader(Protocol):
-    """What a run must know of its loader: see `loader.Loader`."""
-
-    @property
-    def dataset(self) -> Dataset: ...
-    @property
-    def rule(self) -> Rule: ...
-    def plan(self, t: int) -> Any: ...
-    def load(self, plan: Any, rows: slice, columns: slice, permutation: np.ndarray | None) -> Batch: ...
 
 
 class Diverged(RunFailed):
@@ -118,14 +83,13 @@ def train(
     loader = loader or open_loader(config, config.source)
     if config.evaluation and held_out is None:
         held_out = open_loader(config, Data(path=config.evaluation.path, weights=loader.rule).alone)
-    check(config, loader, held_out)
-    mesh.check(devices, config, loader.dataset.length)
+    check(config, loader, held_out, devices)
     out, vocabulary = make_out(config), loader.dataset.vocabulary
     attend = attend or make_ring()
-    if jax.process_index() == 0:
-        describe_run(out, config.model, vocabulary, list(config.source.shares))
     measure = make_measure(config, held_out, attend, devices)
     with closing(Checkpoints(out / CHECKPOINTS, config.checkpoint.keep, identify(config, loader))) as saved:
+        if jax.process_index() == 0:
+            describe_run(out, config.model, vocabulary, list(config.source.shares))
         fresh = jax.eval_shape(lambda: begin(config, vocabulary))
         placed = jax.tree.map(mesh.with_sharding, fresh, mesh.state_shardings(fresh, devices))
         first = saved.restore(placed) or first_state(config, vocabulary, devices)
@@ -135,10 +99,10 @@ def train(
                     saved.save(state)
                     raise Diverged(diverged(config, line))
                 tell(line)
-                if config.evaluation and due(line, config.evaluation.every, config):
-                    tell({"step": line["step"], "held_out_loss": measure(state.params)})
                 if due(line, config.checkpoint.every, config):
                     saved.save(state)
+                if config.evaluation and due(line, config.evaluation.every, config):
+                    tell({"step": line["step"], "held_out_loss": measure(state.params)})
     if jax.process_index() == 0:
         curve.draw(out / METRICS, out / CURVE)
     return summarise(config, vocabulary, out)
@@ -227,8 +191,9 @@ def make_measure(
 
     def measure(params: Params) -> float:
         assert held_out and config.evaluation
+        whole = min(config.evaluation.batches, held_out.dataset.rows // config.rows)  # no row counts twice
         nll = weights = examples = 0.0
-        for plan, parts in feed(config, held_out, devices, range(config.evaluation.batches)):
+        for plan, parts in feed(config, held_out, devices, range(whole)):
             sums = evaluate(params, parts)
             nll, weights, examples = nll + float(sums[0]), weights + float(sums[1]), examples + plan.examples
         return nll / float(divisor(held_out.rule, jnp.float32(examples), jnp.float32(weights)))
@@ -237,15 +202,13 @@ def make_measure(
 
 
 def open_loader(config: Config, source: Mixture) -> Loader:
-    """Open packed data sets for training; the one place that knows where batches come from."""
-    from .loader import Loader
-    from .mixture import open_mixture
-
-    return Loader(open_mixture(source.shares, source.by), rows=config.rows, seed=config.seed, weights=source.weights)
+    """Open packed data sets for training."""
+    dataset = open_mixture(source.shares, source.by)
+    return Loader(dataset, rows=config.rows, seed=config.seed, weights=source.weights)
 
 
-def check(config: Config, loader: Loader, held_out: Loader | None) -> None:
-    """Refuse data that the model cannot be trained on.
+def check(config: Config, loader: Loader, held_out: Loader | None, devices: Mesh) -> None:
+    """Refuse data that the model cannot be trained on, on these devices.
 
     Raises:
       UserError: names the data set, what was found and what is allowed.
@@ -257,16 +220,27 @@ def check(config: Config, loader: Loader, held_out: Loader | None) -> None:
             f"the vocabulary of {name} is {fingerprint}, but the config's {key}.vocabulary asks for "
             f"{wanted}: train on data built with that vocabulary, or correct the key"
         )
-    if loader.dataset.length > model.MAX_POSITIONS:
+    for which, length in [(name, loader.dataset.length), *_of_held_out(config, held_out)]:
+        if length > model.MAX_POSITIONS:
+            raise UserError(
+                f"{which} is packed to {length} tokens, and the model counts positions to {model.MAX_POSITIONS}: "
+                "pack to a shorter length"
+            )
+        mesh.check(devices, config, length, which)
+    if config.evaluation and held_out and held_out.dataset.rows < config.rows:
         raise UserError(
-            f"{name} is packed to {loader.dataset.length} tokens, and the model counts positions to "
-            f"{model.MAX_POSITIONS}: pack to a shorter length"
+            f"{config.evaluation.path} holds {held_out.dataset.rows} sequences, fewer than the {config.rows} rows of a "
+            f"batch: lower rows, or hold more out"
         )
     if config.evaluation and held_out and held_out.dataset.vocabulary.fingerprint != fingerprint:
         raise UserError(
             f"the vocabulary of {config.evaluation.path} is {held_out.dataset.vocabulary.fingerprint}, but that of "
             f"{name} is {fingerprint}: build both with one vocabulary"
         )
+
+
+def _of_held_out(config: Config, held_out: Loader | None) -> list[tuple[str, int]]:
+    return [(config.evaluation.path, held_out.dataset.length)] if config.evaluation and held_out else []
 
 
 def make_out(config: Config) -> Path:
@@ -309,6 +283,11 @@ def summarise(config: Config, vocabulary: Vocabulary, out: Path) -> Summary:
     """Read a finished run's diary."""
     lines = metrics.read(out / METRICS)
     steps = [line for line in lines if "loss" in line]
+    if not steps:
+        raise UserError(
+            f"{out} holds a finished run, but its {METRICS} tells of no step: the model is whole, and to see its "
+            "losses put the file back"
+        )
     held_out = [line["held_out_loss"] for line in lines if "held_out_loss" in line]
     tenth = max(1, len(steps) // 10)
     return Summary(

@@ -1,5 +1,6 @@
 """The model against a forward pass written out in NumPy float64, one token at a time."""
 
+import re
 from types import SimpleNamespace
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from worldloom.tokenizers.vocabulary import Vocabulary
-from worldloom.training.config import Model
+from worldloom.training.config import Memory, Model
 from worldloom.training.model import DIGIT, MAX_POSITIONS, apply, embed, heads, init, rotate, rotation, size
 
 TEXT = Vocabulary(13, 1, 2, "text")
@@ -161,3 +162,34 @@ def test_bf16_stays_near_fp32_and_keeps_fp32_masters():
     np.testing.assert_allclose(np.asarray(got, np.float32), want, atol=0.1)
     gradient = jax.grad(lambda p: apply(p, tokens, *rest, small).astype(jnp.float32).std())(params)
     assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype("float32")}
+
+
+def gradients(model, memory, lower=False):
+    """Differentiate a loss of the heads through the whole model; or only write the program down."""
+    from worldloom.training.loss import weighted_nll
+
+    rng = np.random.default_rng(5)
+    tokens, targets = rng.integers(0, BOTH.size, (2, 1, 12)).astype(np.int32)
+    positions, segments = np.r_[:7, :5][None], np.repeat([1, 2], [7, 5])[None]
+
+    def loss(params):
+        hidden = apply(params, tokens, positions, segments, model, memory=memory)
+        return weighted_nll(hidden, heads(params), targets, np.ones((1, 12), np.float32))[0]
+
+    run = jax.jit(jax.grad(loss))
+    return run.lower(draw(BOTH, model)).as_text() if lower else run(draw(BOTH, model))
+
+
+@pytest.mark.parametrize("memory", [{"remat": "layer"}, {"remat": "attention", "ffn_chunk": 5}], ids=str)
+def test_what_is_kept_changes_no_gradient(memory):
+    want = gradients(MODEL, Memory())
+    got = gradients(MODEL, Memory(**memory))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5 * np.abs(y).max()), got, want)
+
+
+def test_every_product_of_a_bf16_model_has_operands_of_one_type():
+    """Mixed ones run at a fraction of the speed of matrix units."""
+    text = gradients(MODEL.model_copy(update={"dtype": "bfloat16"}), Memory(), lower=True)
+    operands = re.findall(r"dot_general.*: \(tensor<\S*?(f32|bf16)>, tensor<\S*?(f32|bf16)>\)", text)
+    assert len(operands) > 15 and ("bf16", "bf16") in operands
+    assert [pair for pair in operands if len(set(pair)) > 1] == []

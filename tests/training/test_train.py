@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from worldloom.errors import UserError
 from worldloom.packing.batch import Batch, Table
@@ -205,6 +206,7 @@ class Corpus:
     length: int = 32
     vocabulary: Vocabulary = TEXT
     root: str = "c0ffee"
+    rows: int = 1000
 
 
 @dataclass(frozen=True)
@@ -528,3 +530,42 @@ def test_a_run_begins_from_another_runs_weights_and_only_once(undisturbed, tmp_p
 def test_weights_that_are_not_there_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"holds no weights: name the folder of a run"):
         train(configure(tmp_path / "run", init=str(tmp_path / "nothing")), Synthetic())
+
+
+def test_a_refused_run_leaves_the_other_ones_description_alone(undisturbed):
+    before = (undisturbed / "run.json").read_bytes()
+    with pytest.raises(UserError, match=r"model\.theta is"):
+        train(configure(undisturbed, model=MODEL.model_dump() | {"theta": 5e7}), Synthetic())
+    assert (undisturbed / "run.json").read_bytes() == before
+
+
+def test_an_update_that_is_no_number_is_not_kept(tmp_path, monkeypatch):
+    """Moments that overflow give such updates though loss and gradient are sound."""
+    broken = optax.GradientTransformation(lambda _: (), lambda g, s, p: (jax.tree.map(lambda x: x * jnp.nan, g), s))
+    monkeypatch.setattr("worldloom.training.step.make_optimizer", lambda config: broken)
+    with pytest.raises(Diverged, match="step 1 gave"):
+        train(configure(tmp_path), Synthetic())
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(open_run(tmp_path)[0]))
+
+
+def test_held_out_rows_count_once(tmp_path):
+    """Of six rows in batches of four, one batch is whole; the rows of a second would count twice."""
+    seen = []
+
+    class Few(Synthetic):
+        def plan(self, t: int) -> SimpleNamespace:
+            seen.append(t)
+            return super().plan(t)
+
+    config = configure(tmp_path, evaluation={"path": "few", "every": 4, "batches": 4}, steps=5)
+    train(config, Synthetic(), Few(Corpus(rows=6), seed=1))
+    assert seen == [0, 0]
+    with pytest.raises(UserError, match="few holds 3 sequences, fewer than the 4 rows"):
+        train(configure(tmp_path / "other", evaluation={"path": "few"}), Synthetic(), Few(Corpus(rows=3)))
+
+
+def test_a_line_that_is_none_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 2}\nnonsense\n')
+    with pytest.raises(UserError, match=r"line 2 of .*metrics.jsonl .*delete that line"):
+        metrics.read(path)
