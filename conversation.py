@@ -187,7 +187,7 @@ def answer_file(studio: Studio, path: Path, out: Path, new_tokens: int, sampling
     A part of a message may also be {"type": "book", "book": FILE}. Paths start at the file's folder.
     """
     try:
-        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+        rows = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line.strip()]
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as JSONL: {error}") from error
     done: list[Row] = []

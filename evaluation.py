@@ -87,7 +87,8 @@ def run_needle(options: argparse.Namespace, console: Console, text: TextTokenize
     outcomes = []
     for one, told in zip(mine, said, strict=True):
         right = tuple(digits in told for digits in one.expected)
-        outcomes.append(Outcome(one.length, one.depth, one.number, digest(one.prompt), one.expected, told, right))
+        cell = one.length, one.depth, one.number
+        outcomes.append(Outcome(*cell, digest(one.prompt), one.expected, told, right, round(one.true_depth, 3)))
     about = {name: getattr(options, name) for name in ("seed", "needles", "asked")}
     title = f"{options.needles} needles, {options.asked} asked for" if options.needles > 1 else "Needle in a haystack"
     model = {"model": options.run if studio else options.model}

@@ -28,7 +28,7 @@ def lines_of(options: argparse.Namespace) -> list[str]:
     prompts = list(options.prompt or [])
     if options.prompts:
         try:
-            prompts += [line for line in Path(options.prompts).read_text("utf-8").splitlines() if line.strip()]
+            prompts += [line for line in Path(options.prompts).read_text("utf-8").split("\n") if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{options.prompts} cannot be read ({error}): give a text with a prompt a line") from error
     if not prompts:

@@ -19,6 +19,7 @@ from .pipelines.models import pictures_of, text_tokenizer, vocabulary_of
 from .pipelines.pairs import Layout, Marks, render
 from .pipelines.pictured import PROMPTS
 from .recipe import VisionSection, VocabularySection
+from .schema import validate
 from .sources import RenderSection, TemplateSection
 from .tokenizers.text import TextTokenizer
 from .tokenizers.vision import VisionTokenizer
@@ -29,7 +30,7 @@ from .training.config import Model
 from .training.generation.generate import Generator, place, place_leaf
 from .training.generation.sample import IMAGE, LATER, Sampling
 from .training.weights import huggingface
-from .training.weights.start import load_weights
+from .training.weights.start import existing, load_weights
 
 FRAMES = 8  # of a video: scripts/run_sample_video.sh
 MEDIA = {"image": "image-text", "video": "video-text"}  # the kinds of sources that they come from
@@ -127,6 +128,7 @@ def open_studio(
     Raises:
       UserError: something is missing, or does not belong together.
     """
+    existing(path)
     recipe = recipe_of_run(path)
     section = vocabulary_section(recipe, tokenizer, vision)
     where = mesh.make_mesh(mesh_sizes(devices))
@@ -141,7 +143,14 @@ def open_studio(
 def load_model(
     path: str, section: VocabularySection, where: Any, preset: str | None = None, theta: float | None = None
 ) -> tuple[Any, Model, Vocabulary]:
-    """Read parameters onto a mesh, and find out what they are parameters of."""
+    """Read parameters onto a mesh, and find out what they are parameters of.
+
+    Raises:
+      UserError: the shape is not told, told twice or wrong, or nothing of theirs lies there.
+    """
+    given = preset is not None or theta is not None
+    if given and any((Path(path) / name).exists() for name in (RUN, huggingface.CONFIG)):
+        raise UserError(f"{path} tells the shape of its model itself: leave out --preset and --theta")
     if (Path(path) / RUN).exists():
         params, model, vocabulary = open_run(path, where)
         return place(params, model, where), model, vocabulary
@@ -152,7 +161,8 @@ def load_model(
     else:
         if preset is None:
             raise UserError(f"{path} does not tell the shape of its model: name it by --preset, as 7b, and --theta")
-        model = Model.model_validate({"preset": preset, "theta": theta or 1e4})
+        shape = {"preset": preset, "theta": 1e4 if theta is None else theta}
+        model = validate(Model, shape, "--preset and --theta")
     params = load_weights(path, model, vocabulary, place=lambda key, leaf: place_leaf(key, leaf, model, where))
     return params, model, vocabulary
 
@@ -161,14 +171,17 @@ def mesh_sizes(devices: str) -> config.Mesh:
     """Read the sizes of a mesh, as `sp=4,tp=2`.
 
     Raises:
-      UserError: it names an axis that there is not, or no number.
+      UserError: it names an axis that there is not, or twice, or no size that it can have.
     """
+    parts = [part.partition("=") for part in devices.split(",") if part]
+    names = [name for name, _, _ in parts]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"--mesh {devices} names {twice[0]} twice: give one size for each axis")
     try:
-        sizes = {name: int(size) for name, _, size in (part.partition("=") for part in devices.split(",") if part)}
-        return config.Mesh(**{"fsdp": 1, **sizes})
+        sizes = {name: int(size) for name, _, size in parts}
     except ValueError:
-        names = ", ".join(mesh.NAMES)
-        raise UserError(f"--mesh {devices} is none: give sizes along {names}, as sp=4,tp=2") from None
+        raise UserError(f"--mesh {devices} is none: give sizes along {', '.join(mesh.NAMES)}, as sp=4,tp=2") from None
+    return validate(config.Mesh, {"fsdp": 1, **sizes}, f"--mesh {devices}")
 
 
 def recipe_of_run(path: str) -> dict[str, Any]:

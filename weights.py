@@ -15,7 +15,7 @@ from .training.checkpoint import open_run
 from .training.config import Model
 from .training.weights import huggingface, lwm
 from .training.weights.leaves import put
-from .training.weights.start import leaves, missing_tables, save_run
+from .training.weights.start import existing, leaves, missing_tables, save_run
 
 Form = Literal["huggingface", "lwm"]
 
@@ -57,7 +57,7 @@ def run_import(
     Raises:
       UserError: anything of these is missing, or does not go together.
     """
-    vocabulary, place = known_vocabulary(text, vision), Path(path.rpartition("::")[2])
+    place, vocabulary = existing(path), known_vocabulary(text, vision)
     told = huggingface.describe(place) if (place / huggingface.CONFIG).exists() else None
     model = chosen_model(told.model if told else None, preset, assignments)
     params: models.Params = {}

@@ -13,6 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from ..errors import UserError
+from ..schema import validate
 from ..tokenizers.vocabulary import Vocabulary
 from .config import Model
 from .mesh import state_shardings, with_sharding
@@ -109,12 +110,14 @@ def open_run(path: str | Path, mesh: jax.sharding.Mesh | None = None) -> tuple[P
     folder = Path(path).absolute()
     try:
         told = json.loads((folder / RUN).read_text())
-        model, vocabulary = Model.model_validate(told["model"]), Vocabulary(**told["vocabulary"])
+        model, vocabulary = validate(Model, told["model"], "model"), Vocabulary(**told["vocabulary"])
     except (OSError, ValueError, KeyError, TypeError) as error:
+        cause = f"{RUN} lacks {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
         raise UserError(
-            f"{path} is not the folder of a training run ({error}): give the `out` of a run's config, which holds {RUN}"
+            f"{path} is not the folder of a training run ({cause}): give the `out` of a run's config, which holds {RUN}"
         ) from None
-    with ocp.CheckpointManager(folder / CHECKPOINTS) as manager:
+    options = ocp.CheckpointManagerOptions(create=False)
+    with ocp.CheckpointManager(folder / CHECKPOINTS, options=options) as manager:
         if (step := manager.latest_step()) is None:
             raise UserError(f"{path} holds no checkpoint yet: let the run go on until it has saved one")
         like = {"params": jax.tree.map(_shaped, shapes(model, vocabulary), is_leaf=lambda x: isinstance(x, tuple))}

@@ -157,7 +157,7 @@ def feed(config: Config, loader: Loader, devices: Mesh, steps: range) -> Iterato
     """Plan steps, choose each one's layout, and read this host's part of it, a few ahead."""
     length, ring = loader.dataset.length, devices.shape[mesh.COLUMNS]
     own, apart = mesh.own_slices(devices, config.rows, length), config.accumulation * mesh.groups(devices)
-    tile = choose_block(length // ring).tile
+    tile = choose_block(length // ring, config.model.head_width).tile
 
     def make(t: int) -> tuple[Plan, Parts]:
         plan = loader.plan(t)

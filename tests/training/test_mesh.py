@@ -51,11 +51,17 @@ def draw(rng, rows=ROWS, length=LENGTH, vocabulary=BOTH):
 MESHES = [{"dp": 2, "fsdp": 2}, {"fsdp": 2, "tp": 2}, {"fsdp": 1, "tp": 2, "sp": 2}, {"fsdp": 1, "sp": 4}]
 
 
-@pytest.mark.parametrize("sizes", MESHES, ids=str)
-def test_a_step_on_a_mesh_equals_one_device(sizes):
-    config, mesh, parts = configure(), make_mesh(Mesh(**sizes)), draw(np.random.default_rng(0))
+@pytest.fixture(scope="module")
+def one_device():
+    """Give parameters, a step's parts, and the loss and gradients that one device finds."""
+    config, parts = configure(), draw(np.random.default_rng(0))
     params = jax.tree.map(lambda x: 8 * x if x.std() else x, begin(config, BOTH).params)
-    want = jax.jit(lambda p, q: loss_and_gradients(p, q, 24, config.model, Rule.LWM))(params, parts)
+    return params, parts, jax.jit(lambda p, q: loss_and_gradients(p, q, 24, config.model, Rule.LWM))(params, parts)
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+def test_a_step_on_a_mesh_equals_one_device(one_device, sizes):
+    config, mesh, (params, parts, want) = configure(), make_mesh(Mesh(**sizes)), one_device
     there = jax.device_put(params, state_shardings(params, mesh)), place(parts, mesh, ROWS, LENGTH)
     attend = make_ring(block=Xla(4), gather_below=0)
     run = jax.jit(lambda p, q: loss_and_gradients(p, q, 24, config.model, Rule.LWM, attend, config.memory, mesh))
@@ -169,11 +175,12 @@ train(parse(json.loads(sys.argv[1])))
 def test_two_hosts_do_what_one_does(toy_dataset, tmp_path):
     """Two processes of two devices each, a ring across them, against this one of four."""
     data = toy_dataset(rows=12, length=48, vocabulary=BOTH).folder.url
-    train(run(tmp_path / "alone", data, mesh={"fsdp": 1, "sp": 4}))
+    cheap = {"mesh": {"fsdp": 1, "sp": 4}, "memory": {}, "steps": 3, "checkpoint": {"every": 3}}
+    train(run(tmp_path / "alone", data, **cheap))
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    config = run(tmp_path / "both", data, mesh={"fsdp": 1, "sp": 4}).model_dump_json()
+    config = run(tmp_path / "both", data, **cheap).model_dump_json()
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")
     told = {"XLA_FLAGS": flags, "WORLDLOOM_COORDINATOR": address, "WORLDLOOM_PROCESSES": "2", "JAX_PLATFORMS": "cpu"}
     hosts = [

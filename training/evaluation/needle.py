@@ -4,6 +4,7 @@ Prompts are made of ids, so a length is exact and a depth is counted in the toke
 """
 
 import random
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,6 +20,12 @@ ONE = (
     "Keep your response short and direct. ASSISTANT:"
 )
 SOME = "What {} for {}? Don't give information outside the document. ASSISTANT:"
+CLOSING = "\"'”’»›)]}"  # noqa: RUF001 - what may stand between a stop and its space
+ENDING = f"{CLOSING}」』）】》〉"  # noqa: RUF001 - those that are wide need no space, as their stops
+STOPPED = re.compile(f"[.!?。！？][{re.escape(ENDING)}]*$")  # noqa: RUF001
+CLOSED = re.compile(f"^[{re.escape(ENDING)}]+$")
+NEAR, SENTENCE = 0.05, 32  # a needle may lie so much of the haystack, or so many tokens, from its depth
+LONGEST = 8  # tokens: more than any one character takes
 ROOM = 32  # tokens kept free for the reply: LWM keeps 200 for question and reply
 CITIES = (  # the 69 of LWM's list, which names some of them twice
     *("Chicago", "Yangon", "Antananarivo", "Colombo", "Almaty", "Sydney", "Mexico City", "Seattle", "Lagos"),
@@ -59,6 +66,7 @@ class Trial:
 
     Attributes:
       length, depth, number: tokens of prompt and reply, percent, and which one of this cell.
+      true_depth: percent of the straws' tokens that stand before the first needle that is asked for at `depth`.
       straws: the haystack's ids before, between and after the needles.
       needles: in the order in which they lie.
       question: with what stands around it.
@@ -69,6 +77,7 @@ class Trial:
     length: int
     depth: int
     number: int
+    true_depth: float
     straws: tuple[np.ndarray, ...]
     needles: tuple[str, ...]
     question: str
@@ -91,6 +100,8 @@ class Trial:
 def make_haystack(books: Iterable[str], coder: Coder) -> Haystack:
     """Encode books and find their sentences: one ends with `.`, `!` or `?` before a space.
 
+    In a book most of whose sentences end otherwise, with `。！？` or inside quotes and brackets, those count too.
+
     Raises:
       UserError: if there is no text.
     """
@@ -99,16 +110,30 @@ def make_haystack(books: Iterable[str], coder: Coder) -> Haystack:
     if not len(tokens):
         raise UserError("the haystack has no text: name books that are not empty")
     ids, which = np.unique(tokens, return_inverse=True)
-    stops = np.array([coder.decode([int(i)]).endswith((".", "!", "?")) for i in ids])
-    ends = np.flatnonzero(stops[which[:-1]])
+    words = [coder.decode([int(i)]) for i in ids]
+    stops, closes = (np.array([bool(form.search(word)) for word in words])[which[:-1]] for form in (STOPPED, CLOSED))
+    for _ in range(2):  # marks behind a stop may be tokens of their own
+        stops[1:] |= stops[:-1] & closes[1:]
+    ends = np.flatnonzero(stops)
     pairs, which = np.unique(np.stack([tokens[ends], tokens[ends + 1]], axis=1), axis=0, return_inverse=True)
-    spaced = np.array([_is_border(coder.decode(pair.tolist())) for pair in pairs], bool)
-    return Haystack(tokens, np.concatenate([[0], ends[spaced[which.ravel()]] + 1]))
+    which = which.ravel()
+    texts = [(coder.decode(pair[:1].tolist()), coder.decode(pair.tolist())) for pair in pairs]
+    plain, other = (np.array([is_border(*text) for text in texts], bool)[which] for is_border in (_is_plain, _is_other))
+    book = np.searchsorted(np.cumsum([len(ids) for ids in coded]), ends, side="right")
+    otherwise = np.bincount(book, other & ~plain) > np.bincount(book, plain)
+    return Haystack(tokens, np.concatenate([[0], ends[plain | (other & otherwise[book])] + 1]))
 
 
-def _is_border(pair: str) -> bool:
-    """Does the text of two tokens, the first of which ends with a stop, have a space after it?"""
-    return any(stop in pair for stop in (". ", "! ", "? ", ".\n", "!\n", "?\n"))
+def _is_plain(first: str, pair: str) -> bool:
+    """Does the text of two tokens, the first of which ends with a plain stop, have a space after it?"""
+    spaced = any(stop in pair for stop in (". ", "! ", "? ", ".\n", "!\n", "?\n"))
+    return first.endswith((".", "!", "?")) and spaced
+
+
+def _is_other(first: str, pair: str) -> bool:
+    """Does a sentence end with the first of two tokens, which ends with a stop and what closes behind it?"""
+    after = pair.removeprefix(first)[:1]
+    return after.isspace() or (first[-1:] not in f".!?{CLOSING}" and after not in ENDING)
 
 
 def make_trial(
@@ -124,8 +149,8 @@ def make_trial(
 ) -> Trial:
     """Hide numbers of distinct cities in a part of the haystack, and ask for some: by the arguments alone.
 
-    One that is asked for lies at `depth` percent of the haystack's tokens, moved back to where a sentence begins, or at
-    100 at its very end; the others begin sentences anywhere.
+    One that is asked for lies at `depth` percent of the haystack's tokens, moved to where a sentence begins nearby, or
+    at 100 at its very end; the others begin sentences anywhere.
 
     Args:
       length: tokens of the prompt and of `room` together.
@@ -147,7 +172,8 @@ def make_trial(
     tail = np.asarray(coder.encode(question), np.int32)
     size = length - room - len(head) - len(tail) - sum(map(len, coded))
     part, borders = cut(haystack, size, length, rng)
-    points = place(borders, size, depth, needles, length, rng)
+    first_point = aim(part, borders, depth, coder)
+    points = place(borders, first_point, size, needles, length, rng)
     order = sorted(range(needles), key=points.__getitem__)
     straws = np.split(part, [points[n] for n in order])
     mixed = [ids for n, straw in zip(order, straws[1:], strict=True) for ids in (coded[n], straw)]
@@ -155,6 +181,7 @@ def make_trial(
         length=length,
         depth=depth,
         number=number,
+        true_depth=100 * first_point / max(size, 1),
         straws=tuple(straws),
         needles=tuple(texts[n] for n in order),
         question=question,
@@ -211,14 +238,33 @@ def cut(haystack: Haystack, size: int, length: int, rng: random.Random) -> tuple
     return haystack.tokens[low : low + size], haystack.borders[inside] - low
 
 
-def place(borders: np.ndarray, size: int, depth: int, needles: int, length: int, rng: random.Random) -> list[int]:
-    """Choose where the needles go, all at different places: the first at its depth, the others anywhere.
+def aim(part: np.ndarray, borders: np.ndarray, depth: int, coder: Coder) -> int:
+    """Find the point at a depth: where a sentence begins before it, or else after it, or else between any two tokens.
+
+    A sentence serves that begins within 5 percent of the part, or in short ones within 32 tokens.
+    """
+    wanted, near = len(part) * depth // 100, max(NEAR * len(part), SENTENCE)
+    before = max(int(np.searchsorted(borders, wanted, side="right")) - 1, 0)
+    close = [point for point in borders[before : before + 2].tolist() if abs(point - wanted) <= near]
+    return close[0] if close and depth < 100 else whole(part, wanted, coder)
+
+
+def whole(part: np.ndarray, point: int, coder: Coder) -> int:
+    """Return the nearest point between two tokens of a part that cuts no character, or `point` if none is near."""
+
+    def cuts(at: int) -> bool:
+        return coder.decode(part[max(at - LONGEST, 0) : at].tolist()).endswith("\ufffd")
+
+    steps = sorted(range(-LONGEST, LONGEST + 1), key=abs)
+    return next((at for step in steps if 0 <= (at := point + step) <= len(part) and not cuts(at)), point)
+
+
+def place(borders: np.ndarray, first: int, size: int, needles: int, length: int, rng: random.Random) -> list[int]:
+    """Choose where the needles go, all at different places: the first is chosen, the others go anywhere.
 
     Raises:
       UserError: if there are fewer sentences than needles.
     """
-    back = np.searchsorted(borders, size * depth // 100, side="right") - 1
-    first = size if depth == 100 or not len(borders) else int(borders[back])
     free = [point for point in borders.tolist() if point != first] if needles > 1 else []
     if len(free) < needles - 1:
         raise UserError(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...errors import UserError
-from .needle import CITIES, HEAD, NEEDLE, ONE, SOME, Coder, Haystack, cut
+from .needle import CITIES, HEAD, NEEDLE, ONE, SOME, Coder, Haystack, cut, whole
 
 END = " ASSISTANT:"
 SHORT = "What is the special magic {} number?" + END
@@ -75,9 +75,12 @@ def hide(count: int, rng: random.Random) -> dict[str, str]:
 
 
 def bury(part: np.ndarray, needles: list[str], coder: Coder, rng: random.Random) -> str:
-    """Write a piece of a book out with needles between any two of its tokens."""
+    """Write a piece of a book out with needles between any two of its characters' tokens, and often at its ends."""
+    part = part[: whole(part, len(part), coder)]
+    points = sorted(rng.choice((0, len(part), *rng.choices(range(len(part) + 1), k=6))) for _ in needles)
+    points = sorted(whole(part, point, coder) for point in points)
     text, last = "", 0
-    for point, needle in zip(sorted(rng.randint(0, len(part)) for _ in needles), needles, strict=True):
+    for point, needle in zip(points, needles, strict=True):
         text += coder.decode(part[last:point].tolist()) + needle
         last = point
     return text + coder.decode(part[last:].tolist())

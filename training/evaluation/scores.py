@@ -27,6 +27,7 @@ class Outcome:
       prompt: digest of what the model saw, 32 hexadecimal digits.
       expected: the answers, of which there are many where many things are asked for.
       right: which of them the reply gives.
+      true_row: where it truly lay, for a row that is only nearly kept, as a needle's depth: percent.
     """
 
     column: int
@@ -36,6 +37,7 @@ class Outcome:
     expected: tuple[str, ...]
     reply: str
     right: tuple[bool, ...]
+    true_row: float | None = None
 
 
 def digest(prompt: np.ndarray | Sequence[int] | str) -> str:

@@ -99,7 +99,7 @@ class Generator:
             if len(prompt):
                 tokens[row, -len(prompt) :], real[row, -len(prompt) :] = prompt, True
         state = self._with_room(state, count * chunk)
-        block = choose_block(math.gcd(chunk, SLOTS))
+        block = choose_block(math.gcd(chunk, SLOTS), self.model.head_width)
         for part in zip(np.split(tokens, count, 1), np.split(real, count, 1), strict=True):
             state = loop.read(self.model, self.mesh, block, self.params, state, *part)
         return state

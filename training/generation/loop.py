@@ -109,7 +109,7 @@ def read(model: Model, mesh: Mesh, block: Block, params: Params, state: State, t
                 new = k.swapaxes(1, 2), v.swapaxes(1, 2)
                 keys, values = (caches.put(x, y, cache.filled, 2) for x, y in zip(held, new, strict=True))
                 keys, values = keys.swapaxes(1, 2), values.swapaxes(1, 2)
-                return ring_forward(q, keys, values, here, there, COLUMNS, block, ROWS)[0], new
+                return ring_forward(q, keys, values, here, there, COLUMNS, block, ROWS), new
 
             return layer(x, weights, turn, model, attend, spread=spread)
 

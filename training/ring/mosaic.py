@@ -17,7 +17,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from ...errors import UserError
 from ..attention import MASKED
-from .tiles import Carry, Gradients, Ranges, Where
+from .tiles import Asked, Carry, Gradients, Ranges, Shard, Where
 
 FP32 = jnp.float32
 LANES = 128  # numbers side by side in a TPU's register
@@ -34,36 +34,23 @@ class Mosaic:
     tile: int = 512
     interpret: bool = False
 
-    def forward(self, q: Array, k: Array, v: Array, here: Where, there: Where, ranges: Ranges, carry: Carry) -> Carry:
-        group = q.shape[1] // k.shape[1]
-        mine, theirs = (_line(here), q), (_line(there), k, v)
+    def forward(self, q: Array, here: Where, shard: Shard, ranges: Ranges, carry: Carry) -> Carry:
+        group = q.shape[1] // shard.k.shape[1]
+        mine, theirs = (_line(here), q), (_line(shard.where), shard.k, shard.v)
         specs = *map(self._own, mine), *(self._other(x, lambda h, g: lax.div(h, group)) for x in theirs)
         sums = carry.out, carry.top[:, :, None], carry.total[:, :, None]
         out, top, total = self._call(_forward, 1, ranges, (*mine, *theirs), specs, sums, columns=4)
         return Carry(out, top[:, :, 0], total[:, :, 0])
 
-    def backward(
-        self,
-        q: Array,
-        k: Array,
-        v: Array,
-        d_out: Array,
-        lse: Array,
-        delta: Array,
-        here: Where,
-        there: Where,
-        by_query: Ranges,
-        by_key: Ranges,
-        dq: Array,
-        dk: Array,
-        dv: Array,
-    ) -> Gradients:
-        group = q.shape[1] // k.shape[1]
-        queries, keys = (_line(here), q, d_out, lse[:, :, None], delta[:, :, None]), (_line(there), k, v)
+    def backward(self, asked: Asked, shard: Shard, by_query: Ranges, by_key: Ranges, sums: Gradients) -> Gradients:
+        q, d_out, lse, delta, here = asked
+        group = q.shape[1] // shard.k.shape[1]
+        queries = _line(here), q, d_out, lse[:, :, None], delta[:, :, None]
+        keys = _line(shard.where), shard.k, shard.v
         specs = *map(self._own, queries), *(self._other(x, lambda h, g: lax.div(h, group)) for x in keys)
-        (dq,) = self._call(_by_query, 1, by_query, (*queries, *keys), specs, (dq,), columns=4)
+        (dq,) = self._call(_by_query, 1, by_query, (*queries, *keys), specs, sums[:1], columns=4)
         specs = *map(self._own, keys), *(self._other(x, lambda h, g: h * group + g) for x in queries)
-        dk, dv = self._call(_by_key, group, by_key, (*keys, *queries), specs, (dk, dv), columns=2)
+        dk, dv = self._call(_by_key, group, by_key, (*keys, *queries), specs, sums[1:], columns=2)
         return dq, dk, dv
 
     def _call(
@@ -160,11 +147,11 @@ def _by_query(
     lo: Any, hi: Any, here: Any, q: Any, d_out: Any, lse: Any, delta: Any, there: Any, k: Any, v: Any, old: Any,
     dq: Any, positions: Any, segments: Any, level: Any, mean: Any,
 ) -> None:  # fmt: skip
-    begins, visible, _ = _step(lo, hi)
+    begins, visible, ends = _step(lo, hi)
 
     @pl.when(begins)
     def begin() -> None:
-        dq[...] = old[...]
+        dq[...] = jnp.zeros(dq.shape, FP32)
         level[...], mean[...] = _column(lse[...]), _column(delta[...])
         positions[...], segments[...] = _columns(here)
 
@@ -172,19 +159,23 @@ def _by_query(
     def add() -> None:
         seen = (segments[:, :1] == there[1:]) & (positions[:, :1] >= there[:1])
         scores = jnp.where(seen, _outer(q[...], k[...]) * _scale(q), MASKED)
-        slopes = jnp.exp(scores - level[:, :1]) * (_outer(d_out[...], v[...]) - mean[:, :1]) * _scale(q)
+        slopes = jnp.exp(scores - level[:, :1]) * (_outer(d_out[...], v[...]) - mean[:, :1])
         dq[...] += _dot(slopes.astype(k.dtype), k[...])
+
+    @pl.when(ends)
+    def end() -> None:
+        dq[...] = old[...] + dq[...] * _scale(q)
 
 
 def _by_key(
     lo: Any, hi: Any, there: Any, k: Any, v: Any, here: Any, q: Any, d_out: Any, lse: Any, delta: Any,
     old_dk: Any, old_dv: Any, dk: Any, dv: Any, positions: Any, segments: Any,
 ) -> None:  # fmt: skip
-    begins, visible, _ = _step(lo, hi)
+    begins, visible, ends = _step(lo, hi)
 
     @pl.when(begins)
     def begin() -> None:
-        dk[...], dv[...] = old_dk[...], old_dv[...]
+        dk[...], dv[...] = jnp.zeros(dk.shape, FP32), old_dv[...]
         positions[...], segments[...] = _columns(there)
 
     @pl.when(visible)
@@ -192,8 +183,12 @@ def _by_key(
         seen = (segments[:, :1] == here[1:]) & (positions[:, :1] <= here[:1])
         shares = jnp.exp(jnp.where(seen, _outer(k[...], q[...]) * _scale(k), MASKED) - lse[...])
         dv[...] += _dot(shares.astype(d_out.dtype), d_out[...])
-        slopes = shares * (_outer(v[...], d_out[...]) - delta[...]) * _scale(k)
+        slopes = shares * (_outer(v[...], d_out[...]) - delta[...])
         dk[...] += _dot(slopes.astype(q.dtype), q[...])
+
+    @pl.when(ends)
+    def end() -> None:
+        dk[...] = old_dk[...] + dk[...] * _scale(k)
 
 
 def _step(lo: Any, hi: Any) -> tuple[Array, Array, Array]:

@@ -56,15 +56,44 @@ class Carry(NamedTuple):
     total: Array
 
 
+class Shard(NamedTuple):
+    """Keys of one device, which go round.
+
+    Attributes:
+      k, v: [B, Hkv, Lk, D].
+      where: those tokens stand.
+    """
+
+    k: Array
+    v: Array
+    where: Where
+
+
+class Asked(NamedTuple):
+    """Queries of one device, which stay, and what their gradients are made of.
+
+    Attributes:
+      q, d_out: [B, Hq, Lq, D], the queries and the cotangent of their result.
+      lse: fp32 [B, Hq, Lq], log-sum-exp of the final softmax; 1e30 where nothing was seen.
+      delta: fp32 [B, Hq, Lq], Σ_d d_out·out.
+      where: those tokens stand.
+    """
+
+    q: Array
+    d_out: Array
+    lse: Array
+    delta: Array
+    where: Where
+
+
 Gradients = tuple[Array, Array, Array]  # fp32: dq [B, Hq, Lq, D], dk and dv [B, Hkv, Lk, D]
 
 
 class Block(Protocol):
     """Attention of one device's queries to one shard of keys, in whatever form suits the machine.
 
-    q and d_out are [B, Hq, Lq, D], k and v [B, Hkv, Lk, D], where key head g serves the Hq/Hkv query heads from
-    g·Hq/Hkv on; lse and delta fp32 [B, Hq, Lq]. Lq and Lk are multiples of `tile`. Tiles outside the ranges are not
-    looked at; inside, the mask of `attention.visible` is exact, so that padding gives and gets nothing.
+    Key head g serves the Hq/Hkv query heads from g·Hq/Hkv on. Lq and Lk are multiples of `tile`. Tiles outside the
+    ranges are not looked at; inside, the mask of `attention.visible` is exact, so that padding gives and gets nothing.
     """
 
     @property
@@ -72,27 +101,12 @@ class Block(Protocol):
         """Tokens in a tile, of queries and of keys."""
         ...
 
-    def forward(self, q: Array, k: Array, v: Array, here: Where, there: Where, ranges: Ranges, carry: Carry) -> Carry:
-        """Add what queries `here` see in keys `there` to the online softmax."""
+    def forward(self, q: Array, here: Where, shard: Shard, ranges: Ranges, carry: Carry) -> Carry:
+        """Add what queries q [B, Hq, Lq, D], which stand `here`, see in a shard to the online softmax."""
         ...
 
-    def backward(
-        self,
-        q: Array,
-        k: Array,
-        v: Array,
-        d_out: Array,
-        lse: Array,
-        delta: Array,
-        here: Where,
-        there: Where,
-        by_query: Ranges,
-        by_key: Ranges,
-        dq: Array,
-        dk: Array,
-        dv: Array,
-    ) -> Gradients:
-        """Add to the gradients: `lse` is of the final softmax (1e30 where nothing was seen), `delta` Σ_d d_out·out."""
+    def backward(self, asked: Asked, shard: Shard, by_query: Ranges, by_key: Ranges, sums: Gradients) -> Gradients:
+        """Add to dq, dk and dv what these queries and this shard have to do with each other."""
         ...
 
 

@@ -17,7 +17,7 @@ from jax.experimental.pallas import triton as plgpu
 
 from ...errors import UserError
 from ..attention import MASKED
-from .tiles import Carry, Gradients, Ranges, Where
+from .tiles import Asked, Carry, Gradients, Ranges, Shard, Where
 
 FP32 = jnp.float32
 LOG2E = 1.4426950408889634  # GPUs raise 2 to a power at a third of what e costs
@@ -36,36 +36,22 @@ class Triton:
     tile: int = 128
     interpret: bool = False
 
-    def forward(self, q: Array, k: Array, v: Array, here: Where, there: Where, ranges: Ranges, carry: Carry) -> Carry:
+    def forward(self, q: Array, here: Where, shard: Shard, ranges: Ranges, carry: Carry) -> Carry:
+        k, v, there = shard
         keys = partial(_serving, q.shape[1] // k.shape[1])
         specs = *self._sides(here, there), self._own(q), keys(k), keys(v)
         kernel = partial(_forward, min(FORWARD, self.tile))
         return self._call(kernel, q, (ranges, here, there, q, k, v), specs, carry)
 
-    def backward(
-        self,
-        q: Array,
-        k: Array,
-        v: Array,
-        d_out: Array,
-        lse: Array,
-        delta: Array,
-        here: Where,
-        there: Where,
-        by_query: Ranges,
-        by_key: Ranges,
-        dq: Array,
-        dk: Array,
-        dv: Array,
-    ) -> Gradients:
-        group, step = q.shape[1] // k.shape[1], min(BACKWARD, self.tile)
-        queries, keys = (q, d_out, lse, delta), (k, v)
+    def backward(self, asked: Asked, shard: Shard, by_query: Ranges, by_key: Ranges, sums: Gradients) -> Gradients:
+        (*queries, here), (*keys, there) = asked, shard
+        group, step = asked.q.shape[1] // shard.k.shape[1], min(BACKWARD, self.tile)
         specs = *self._sides(here, there), *map(self._own, queries), *(_serving(group, x) for x in keys)
         inputs = by_query, here, there, *queries, *keys
-        dq = self._call(partial(_by_query, step), q, inputs, specs, dq)
+        dq = self._call(partial(_by_query, step), asked.q, inputs, specs, sums[0])
         specs = *self._sides(there, here), *map(self._own, keys), *(_served(group, x) for x in queries)
         inputs = by_key, there, here, *keys, *queries
-        return dq, *self._call(partial(_by_key, step), k, inputs, specs, (dk, dv))
+        return dq, *self._call(partial(_by_key, step), shard.k, inputs, specs, sums[1:])
 
     def _call(self, kernel: Callable, owners: Array, inputs: tuple, specs: tuple, sums: Any) -> Any:
         """Run one program for each tile, head and row of the owners; it adds to its tile of the sums, in place."""

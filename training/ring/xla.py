@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..attention import MASKED
-from .tiles import Carry, Gradients, Ranges, Where
+from .tiles import Asked, Carry, Gradients, Ranges, Shard, Where
 
 FP32 = jnp.float32
 
@@ -19,7 +19,9 @@ class Xla:
 
     tile: int = 128
 
-    def forward(self, q: Array, k: Array, v: Array, here: Where, there: Where, ranges: Ranges, carry: Carry) -> Carry:
+    def forward(self, q: Array, here: Where, shard: Shard, ranges: Ranges, carry: Carry) -> Carry:
+        k, v, there = shard
+
         def one(i: Array, carry: Carry) -> Carry:
             row, query = jnp.divmod(i, ranges.lo.shape[1])
             cut = partial(_cut, row=row, tile=self.tile)
@@ -35,22 +37,10 @@ class Xla:
 
         return lax.fori_loop(0, ranges.lo.size, one, carry)
 
-    def backward(
-        self,
-        q: Array,
-        k: Array,
-        v: Array,
-        d_out: Array,
-        lse: Array,
-        delta: Array,
-        here: Where,
-        there: Where,
-        by_query: Ranges,
-        by_key: Ranges,
-        dq: Array,
-        dk: Array,
-        dv: Array,
-    ) -> Gradients:
+    def backward(self, asked: Asked, shard: Shard, by_query: Ranges, by_key: Ranges, sums: Gradients) -> Gradients:
+        *asking, here = asked
+        k, v, there = shard
+
         def one(i: Array, sums: Gradients) -> Gradients:
             row, key = jnp.divmod(i, by_key.lo.shape[1])
             cut = partial(_cut, row=row, tile=self.tile)
@@ -59,7 +49,7 @@ class Xla:
             def add(j: Array, state: Gradients) -> Gradients:
                 dq, dk, dv = state
                 seen = _seen(Where(*(cut(x, j) for x in here)), theirs)
-                queries = [_grouped(cut(x, j), k.shape[1]) for x in (q, d_out, lse, delta)]
+                queries = [_grouped(cut(x, j), k.shape[1]) for x in asking]
                 more = _differentiate(queries, keys, values, seen)
                 old = cut(dq, j)
                 return _paste(dq, old + more[0].reshape(old.shape), row, j, self.tile), dk + more[1], dv + more[2]
@@ -69,7 +59,7 @@ class Xla:
             dk, dv = (_paste(x, y, row, key, self.tile) for x, y in zip(sums[1:], tiles, strict=True))
             return dq, dk, dv
 
-        return lax.fori_loop(0, by_key.lo.size, one, (dq, dk, dv))
+        return lax.fori_loop(0, by_key.lo.size, one, sums)
 
 
 def _attend(q: Array, k: Array, v: Array, seen: Array, softmax: Carry) -> Carry:

@@ -45,6 +45,20 @@ def load_weights(
     return params
 
 
+def existing(path: str | Path) -> Path:
+    """Return the place of weights, without LWM's `params::` before it.
+
+    Raises:
+      UserError: nothing lies there.
+    """
+    place = Path(str(path).rpartition("::")[2])
+    if not place.exists():
+        raise UserError(
+            f"{place} does not exist: name the folder of a run, one of Hugging Face's weights, or a stream of LWM's"
+        )
+    return place
+
+
 def leaves(path: str | Path, model: Model, vocabulary: Vocabulary) -> Iterator[Leaf]:
     """Yield the leaves that lie at a path, fp32: see `load_weights`."""
     place = Path(str(path).rpartition("::")[2])

@@ -10,7 +10,7 @@ from jax import Array
 from worldloom.errors import UserError
 from worldloom.training.attention import MASKED
 from worldloom.training.ring.mosaic import Mosaic
-from worldloom.training.ring.tiles import Block, Carry, Ranges, Where, bounds, by_key, by_query
+from worldloom.training.ring.tiles import Asked, Block, Carry, Ranges, Shard, Where, bounds, by_key, by_query
 from worldloom.training.ring.triton import Triton
 
 ROWS, HEADS, KEY_HEADS, DEPTH = 2, 4, 2, 16
@@ -87,20 +87,20 @@ def run(block: Block, case: Case, dtype: Any) -> dict[str, np.ndarray]:
     idle = np.logical_and(*(np.asarray(x.hi) == x.lo for x, _ in ranges))
     q, d_out = (poison(x, here, idle, dtype) for x in (case.q, case.d_out))
     shards = [
-        (*(poison(x, where, np.asarray(by.hi) == by.lo, dtype) for x in (k, v)), Where(*map(jnp.asarray, where)))
+        Shard(*(poison(x, where, np.asarray(by.hi) == by.lo, dtype) for x in (k, v)), Where(*map(jnp.asarray, where)))
         for k, v, where, (_, by) in zip(case.k, case.v, case.there, ranges, strict=True)
     ]
     carry = Carry(jnp.zeros(q.shape), jnp.full(q.shape[:3], MASKED), jnp.zeros(q.shape[:3]))
     forward, backward = jax.jit(block.forward), jax.jit(block.backward)
-    for (k, v, there), (by, _) in zip(shards, ranges, strict=True):
-        carry = forward(q, k, v, here, there, by, carry)
+    for shard, (by, _) in zip(shards, ranges, strict=True):
+        carry = forward(q, here, shard, by, carry)
     some = carry.total > 0
     out, lse = carry.out / jnp.where(some, carry.total, 1)[..., None], carry.top + jnp.log(carry.total + ~some)
     delta = jnp.where(some, (out * d_out.astype(jnp.float32)).sum(-1), 0)
-    dq, dkv = jnp.ones(q.shape), []
-    for (k, v, there), both in zip(shards, ranges, strict=True):
-        ones = jnp.ones(k.shape), jnp.ones(k.shape)
-        dq, *more = backward(q, k, v, d_out, jnp.where(some, lse, -MASKED), delta, here, there, *both, dq, *ones)
+    asked, dq, dkv = Asked(q, d_out, jnp.where(some, lse, -MASKED), delta, here), jnp.ones(q.shape), []
+    for shard, both in zip(shards, ranges, strict=True):
+        ones = jnp.ones(shard.k.shape)
+        dq, *more = backward(asked, shard, *both, (dq, ones, ones))
         dkv.append(more)
     dk, dv = (jnp.concatenate(x, 2) for x in zip(*dkv, strict=True))
     assert all(x.dtype == jnp.float32 for x in (*carry, dq, dk, dv))
@@ -136,7 +136,7 @@ def test_refuses_what_does_not_fit_the_machine(block: Block, depth: int, wrong: 
     x, where = jnp.zeros((1, 1, 192, depth)), Where(*jnp.zeros((2, 1, 192), jnp.int32))
     ranges = Ranges(*jnp.zeros((2, 1, 192 // block.tile), jnp.int32))
     with pytest.raises(UserError, match=wrong):
-        block.forward(x, x, x, where, where, ranges, Carry(x, x[..., 0], x[..., 0]))
+        block.forward(x, where, Shard(x, x, where), ranges, Carry(x, x[..., 0], x[..., 0]))
 
 
 def test_lowers_to_triton_without_a_gpu_at_hand() -> None:
@@ -145,10 +145,10 @@ def test_lowers_to_triton_without_a_gpu_at_hand() -> None:
     x, line = jax.ShapeDtypeStruct((1, 2, 512, 64), jnp.bfloat16), jax.ShapeDtypeStruct((1, 512), jnp.int32)
     number, row = jax.ShapeDtypeStruct((1, 4), jnp.int32), jax.ShapeDtypeStruct((1, 2, 512), jnp.float32)
     wide, where, ranges = jax.ShapeDtypeStruct(x.shape, jnp.float32), Where(line, line), Ranges(number, number)
-    block = Triton()
+    block, shard = Triton(), Shard(x, x, where)
     calls = [
-        jax.jit(block.forward).trace(x, x, x, where, where, ranges, Carry(wide, row, row)),
-        jax.jit(block.backward).trace(x, x, x, x, row, row, where, where, ranges, ranges, wide, wide, wide),
+        jax.jit(block.forward).trace(x, where, shard, ranges, Carry(wide, row, row)),
+        jax.jit(block.backward).trace(Asked(x, x, row, row, where), shard, ranges, ranges, (wide, wide, wide)),
     ]
     texts = [call.lower(lowering_platforms=("cuda",)).as_text() for call in calls]
     assert [text.count("__gpu$xla.gpu.triton") for text in texts] == [1, 2]

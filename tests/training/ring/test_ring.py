@@ -18,7 +18,7 @@ from worldloom.errors import UserError
 from worldloom.training.ring import ring as ring_module
 from worldloom.training.ring import xla
 from worldloom.training.ring.layout import snake
-from worldloom.training.ring.ring import make_ring, ring_forward
+from worldloom.training.ring.ring import choose_block, make_ring, ring_forward
 from worldloom.training.ring.tiles import Where
 from worldloom.training.ring.xla import Xla
 
@@ -75,8 +75,11 @@ def both_passes(attend):
 
 
 @lru_cache
-def compiled(size, gather_below=0):
-    return spread(both_passes(make_ring("sp", Xla(TILE), (), gather_below)), size, (SHARD,) * 6, (SHARD,) * 4)
+def compiled(size, kv_heads=8, gather_below=0, dtype="float32"):
+    """Compile both passes, once for all tests that run them or read them."""
+    run = both_passes(make_ring("sp", Xla(TILE), (), gather_below))
+    arrays = *(x.astype(dtype) for x in draw(kv_heads)), *ROWS
+    return spread(run, size, (SHARD,) * 6, (SHARD,) * 4).lower(*arrays).compile()
 
 
 def columns(layout, size, length=LENGTH):
@@ -102,7 +105,7 @@ def test_equals_dense_attention_in_values_and_gradients(size, kv_heads, gather_b
     arrays = *draw(kv_heads), *ROWS
     expected = dense(*arrays)
     for layout in ("contiguous", "snake"):
-        got = through(compiled(size, gather_below), arrays, columns(layout, size))
+        got = through(compiled(size, kv_heads, gather_below), arrays, columns(layout, size))
         assert max(errors(got, expected)) <= 1e-5
         for result in got:
             assert np.isfinite(result).all()
@@ -130,7 +133,7 @@ def test_any_arrangement_of_tokens_is_right():
 
 
 def test_long_shards_go_round_with_some_heads_at_a_time(monkeypatch):
-    monkeypatch.setattr(ring_module, "ROUND", 3 * LENGTH // 4)  # of 8 key heads no more than 2
+    monkeypatch.setattr(ring_module, "ROUND", 3 * LENGTH // 4)  # of 8 key heads in 2 rows no more than 2
     arrays = *draw(8), *ROWS
     run = spread(both_passes(make_ring("sp", Xla(TILE), (), 0)), 4, (SHARD,) * 6, (SHARD,) * 4)
     assert max(errors(through(run, arrays, columns("snake", 4)), dense(*arrays))) <= 1e-5
@@ -139,10 +142,11 @@ def test_long_shards_go_round_with_some_heads_at_a_time(monkeypatch):
 def test_bf16_is_as_near_on_a_ring_as_on_one_device():
     arrays = *(jnp.asarray(x, jnp.bfloat16) for x in draw(8)), *ROWS
     expected = dense(*(np.asarray(x.astype(jnp.float32)) for x in arrays[:4]), *ROWS)
-    alone = errors(through(compiled(1), arrays, columns("contiguous", 1)), expected)
-    ring = errors(through(compiled(4), arrays, columns("snake", 4)), expected)
-    assert all(there <= 1.25 * here for there, here in zip(ring, alone, strict=True))
-    assert {x.dtype for x in compiled(4)(*arrays)} == {jnp.dtype(jnp.bfloat16)}
+    alone, ring = (compiled(size, dtype="bfloat16") for size in (1, 4))
+    near = errors(through(alone, arrays, columns("contiguous", 1)), expected)
+    there = errors(through(ring, arrays, columns("snake", 4)), expected)
+    assert all(x <= 1.25 * y for x, y in zip(there, near, strict=True))
+    assert {x.dtype for x in ring(*arrays)} == {jnp.dtype(jnp.bfloat16)}
 
 
 def test_queries_of_another_length_look_at_a_sharded_cache():
@@ -151,15 +155,38 @@ def test_queries_of_another_length_look_at_a_sharded_cache():
     asking = slice(LENGTH - 24, LENGTH)
     here, there = Where(*(x[:, asking] for x in ROWS)), Where(*ROWS)
     look = spread(
-        lambda q, k, v, here, there: ring_forward(q, k, v, here, there, block=Xla(TILE)),
-        3,
-        (SHARD,) * 5,
-        (SHARD, P(None, None, "sp")),
+        lambda q, k, v, here, there: ring_forward(q, k, v, here, there, "sp", Xla(TILE), ()), 3, (SHARD,) * 5, SHARD
     )
-    out, lse = look(q[:, asking], k, v, here, there)
+    out = look(q[:, asking], k, v, here, there)
     np.testing.assert_allclose(out, dense(q, k, v, d_out, *ROWS)[0][:, asking], atol=2e-6)
-    assert ((np.asarray(lse) == -1e30) == (here.segments == 0)[:, None]).all()
-    assert lse.shape == (2, HEADS, 24)
+
+
+@pytest.mark.parametrize(
+    ("machine", "depth", "form", "tile"),
+    [
+        ("gpu", 128, "Triton", 128),
+        ("gpu", 100, "Xla", 128),  # preset 3b
+        ("gpu", 8, "Xla", 128),
+        ("tpu", 128, "Mosaic", 256),
+        ("tpu", 100, "Mosaic", 256),
+        ("cpu", 128, "Xla", 128),
+    ],
+)
+def test_the_form_suits_the_machine_and_the_heads(monkeypatch, machine, depth, form, tile):
+    monkeypatch.setattr(jax, "default_backend", lambda: machine)
+    block = choose_block(768, depth)
+    assert (type(block).__name__, block.tile) == (form, tile)
+
+
+@pytest.mark.parametrize("length", [1009, 2 * 251, 7 * 131])
+def test_lengths_that_divide_into_no_tiles_are_refused(length):
+    with pytest.raises(UserError, match=rf"{length} tokens on a device .* multiple of 128 .* 8 at least"):
+        choose_block(length, 128)
+
+
+@pytest.mark.parametrize(("length", "tile"), [(61, 61), (67, 67), (8 * 131, 8), (1000, 125)])
+def test_lengths_that_divide_poorly_take_what_tiles_there_are(length, tile):
+    assert choose_block(length, 128).tile == tile
 
 
 def test_shards_that_are_no_whole_tiles_are_refused():
@@ -168,8 +195,7 @@ def test_shards_that_are_no_whole_tiles_are_refused():
         make_ring(None, Xla(TILE))(q, k, v, *packed([[30], [30]], 30))
 
 
-@pytest.mark.parametrize(("rows", "last"), [(LOCAL, 0), (ROWS, 3)])
-def test_nothing_travels_after_the_last_useful_hop(monkeypatch, rows, last):
+def test_nothing_travels_after_the_last_useful_hop(monkeypatch):
     """Count the turns of the ring as they happen."""
     turns, original = [], ring_module._pass_on
 
@@ -180,28 +206,24 @@ def test_nothing_travels_after_the_last_useful_hop(monkeypatch, rows, last):
     monkeypatch.setattr(ring_module, "_pass_on", counting)
     q, k, v, _ = draw(8)
     run = spread(make_ring("sp", Xla(TILE), (), 0), 4, (SHARD,) * 5, SHARD)
-    jax.block_until_ready(run(q, k, v, *rows))
-    jax.effects_barrier()
-    assert len(turns) == 4 * last
-
-
-def text_of(size, gather_below=0):
-    arrays = *draw(8), *ROWS
-    return compiled(size, gather_below).lower(*arrays).compile().as_text()
+    for rows, last in ((LOCAL, 0), (ROWS, 3)):
+        turns.clear()
+        jax.block_until_ready(run(q, k, v, *rows))
+        jax.effects_barrier()
+        assert len(turns) == 4 * last
 
 
 def test_compiled_ring_gathers_no_activations_and_holds_no_square():
-    text = text_of(4)
+    text = compiled(4).as_text()
     gathered = re.findall(r"= (.*?) all-gather", text)
     assert gathered and all("f32" not in shape for shape in gathered)
     assert not re.search(rf"\[(\d+,)*{LENGTH},{LENGTH}\]", text)
     assert not re.search(rf"\[(\d+,)*{LENGTH // 4},{LENGTH // 4}\]", text)
-    assert "all-gather" in text_of(3, LENGTH) and "f32" in str(re.findall(r"= (.*?) all-gather", text_of(3, LENGTH)))
+    assert "f32" in str(re.findall(r"= (.*?) all-gather", compiled(3, 2, LENGTH).as_text()))
 
 
-def test_compiled_forward_permutes_only_within_its_loop():
-    q, k, v, _ = draw(8)
-    text = spread(make_ring("sp", Xla(TILE), (), 0), 4, (SHARD,) * 5, SHARD).lower(q, k, v, *ROWS).compile().as_text()
+def test_compiled_ring_permutes_only_within_its_loops():
+    text = compiled(4).as_text()
     entry = text[text.index("\nENTRY") :]
     assert "collective-permute" not in entry[: entry.index("\n}")]
     assert "collective-permute" in text
