@@ -11,7 +11,14 @@ from .arguments import Formatter, add_command, add_json, add_set, console, posit
 
 def add_commands(commands: Any) -> None:
     """Describe the commands about models."""
-    for add in (_train_command, _generate_command, _stages_command, _evaluate_command, _weights_command):
+    for add in (
+        _train_command,
+        _generate_command,
+        _stages_command,
+        _evaluate_command,
+        _weights_command,
+        _toy_world_command,
+    ):
         add(commands)
 
 
@@ -78,6 +85,31 @@ def _weights_command(commands: Any) -> None:
     writing.add_argument(
         "--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of the numbers"
     )
+
+
+def _toy_world_command(commands: Any) -> None:
+    parser = add_command(commands, "toy-world", run_toy_world, "Write a small world: images, clips and questions.",
+                         "worldloom toy-world toy-world --images 2160 --clips 1440")  # fmt: skip
+    parser.add_argument("dir", metavar="DIR", help="folder to write")
+    parser.add_argument("--images", type=positive, default=2160, help="still scenes; after 1,080 in other words")
+    parser.add_argument("--clips", type=positive, default=1440, help="moving scenes, of which there are 1,440")
+    parser.add_argument("--size", type=positive, default=64, help="side of a picture in pixels, even")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of scenes, and of their words")
+
+
+def _needles_command(commands: Any) -> None:
+    parser = add_command(commands, "needles", run_needles, "Write chats that teach a model to find numbers in books.",
+                         "worldloom needles chats.jsonl --tokenizer my.model --length 512 --count 2000")  # fmt: skip
+    parser.add_argument("out", metavar="FILE", help="JSONL of chats; a .txt gets their words, for a tokenizer to learn")
+    parser.add_argument("--count", type=positive, default=1000, help="chats, or lines of words")
+    parser.add_argument("--tokenizer", metavar="MODEL", help="text model whose tokens --length counts")
+    parser.add_argument("--length", type=positive, help="tokens of a chat, at the most")
+    parser.add_argument("--needles", type=positive, default=1, help="numbers hidden in a chat, at the most")
+    parser.add_argument("--asked", type=positive, default=1, help="questions in a chat, at the most")
+    parser.add_argument(
+        "--books", nargs="+", default=[], help="files, folders or globs; default: Python's documentation"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
 
 
 def _generate_command(commands: Any) -> None:
@@ -243,4 +275,18 @@ def run_generate(options: argparse.Namespace) -> int:
     from .generation import run_generate
 
     run_generate(options, console())
+    return 0
+
+
+def run_toy_world(options: argparse.Namespace) -> int:
+    from .toy_world import run
+
+    run(options, console())
+    return 0
+
+
+def run_needles(options: argparse.Namespace) -> int:
+    from .needles import run_needles
+
+    run_needles(options, console())
     return 0

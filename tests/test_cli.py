@@ -9,7 +9,7 @@ from worldloom.cli import frames, main, make_parser, missing_extra, split_beam_f
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ["build", "pack", "plan", "inspect", "verify", "train", "stages", "generate", "train-tokenizer"]
-COMMANDS += ["quickstart"]
+COMMANDS += ["quickstart", "toy-world", "needles"]
 
 
 def test_every_command_is_known_documented_and_has_an_example(capsys):

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import random
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,8 +111,9 @@ def _write_table(path: Path, rows: list[dict[str, str | int]]) -> None:
 def write_questions(path: str | Path, count: int, seed: int = 0, clips: bool = False, folder: str = "") -> None:
     """Write a conversation for each of scenes 0 to count - 1, as JSONL in the shape of OpenAI's messages.
 
-    The first turn holds the picture or clip, by the name that `write_images` or `write_clips` gave it, below
-    `folder`.
+    The questions stand in an order drawn for each scene, so that each of them is somewhere the first one, which none
+    before it helps to answer. The first turn holds the picture or clip, by the name that `write_images` or
+    `write_clips` gave it, below `folder`.
     """
     kind, name = ("video", clip_name) if clips else ("image", image_name)
     prefix = f"{folder.rstrip('/')}/" if folder else ""
@@ -124,9 +126,10 @@ def write_questions(path: str | Path, count: int, seed: int = 0, clips: bool = F
 
 
 def _messages(shown: Scene, medium: dict[str, str]) -> Iterator[dict[str, Any]]:
-    for turn, (question, answer) in enumerate(questions(shown)):
-        asked = {"type": "text", "text": question}
-        yield {"role": "user", "content": [asked] if turn else [medium, asked]}
+    asked, rng = questions(shown), random.Random(f"toy turns {shown.seed} {shown.number}")
+    for turn, (question, answer) in enumerate(rng.sample(asked, len(asked))):
+        words = {"type": "text", "text": question}
+        yield {"role": "user", "content": [words] if turn else [medium, words]}
         yield {"role": "assistant", "content": [{"type": "text", "text": answer}]}
 
 

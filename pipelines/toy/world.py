@@ -27,6 +27,7 @@ BACKGROUNDS = {"white": (250, 250, 250), "black": (10, 10, 10)}
 SIZES = {"small": 2, "large": 4}  # cells
 MOTIONS = {"left": "to the left", "right": "to the right", "up": "upwards", "down": "downwards"}
 
+STILL, MOVING = 1080, 1440  # scenes of each kind, after which they begin anew
 CELLS = 8  # along a picture's side
 SPEED = 2  # steps between places in a second; a step is two cells
 FINE = 4  # edges are drawn this many times finer, then averaged
@@ -65,11 +66,11 @@ class Question(NamedTuple):
 def scene(seed: int, number: int, moving: bool = False) -> Scene:
     """Return a scene; the same seed and number give the same one. A moving one crosses the picture.
 
-    The first 1,080 still scenes of a seed are all that there are, each once, and so on; of moving ones there are
-    1,440. So what is held out of them is something that was never shown. They are shuffled, but each 120 in a row
-    show every shape, colour, background and size together once: so many pictures make a codebook that knows every look.
+    The first `STILL` (1,080) scenes of a seed are all that there are, each once, and so on; of moving ones there are
+    `MOVING` (1,440). So what is held out of them was never shown. They are shuffled, but each 120 in a row show every
+    shape, colour, background and size together once: so many pictures make a codebook that knows every look.
     """
-    scenes = 1440 if moving else 1080
+    scenes = MOVING if moving else STILL
     return Scene(seed, number, *_shuffled(seed, number // scenes, moving)[number % scenes])
 
 
