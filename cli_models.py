@@ -13,11 +13,12 @@ def add_commands(commands: Any) -> None:
     """Describe the commands about models."""
     for add in (
         _train_command,
-        _generate_command,
         _stages_command,
+        _generate_command,
         _evaluate_command,
         _weights_command,
         _toy_world_command,
+        _needles_command,
     ):
         add(commands)
 

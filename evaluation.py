@@ -208,7 +208,7 @@ def run_evaluate(options: argparse.Namespace, console: Console) -> None:
         run_needle(options, console, load(options.tokenizer), None)
         return
     place = options.run, options.tokenizer, options.vision, options.form, options.mesh or ""
-    studio = open_studio(*place, options.preset, options.theta)
+    studio = open_studio(*place, preset=options.preset, theta=options.theta)
     if options.what == "needle":
         run_needle(options, console, studio.text, studio)
     else:

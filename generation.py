@@ -105,7 +105,7 @@ def run_generate(options: argparse.Namespace, console: Console) -> None:
 
 def _opened(options: argparse.Namespace, console: Console) -> Studio:
     given = options.run, options.tokenizer, options.vision, options.form, options.mesh or "", options.rows
-    studio = open_studio(*given, options.preset, options.theta)
+    studio = open_studio(*given, preset=options.preset, theta=options.theta)
     if options.cache:
         console.print(cache_words(studio.generator, options.cache), soft_wrap=True)
     return studio
