@@ -1,5 +1,6 @@
 """`worldloom evaluate` with models that know the answers, or do not, and with a server in this process."""
 
+import inspect
 import json
 import re
 import threading
@@ -16,6 +17,7 @@ import pytest
 import yaml
 from rich.console import Console
 from worldloom import evaluation
+from worldloom.cli import main
 from worldloom.errors import UserError
 from worldloom.evaluation import depths, run_evaluate, run_loss, run_needle, run_toy_world, run_videos, shown_prompt
 from worldloom.packing.row import sequence_row
@@ -26,7 +28,7 @@ from worldloom.pipelines.reading.listing import list_parts
 from worldloom.pipelines.toy import joined
 from worldloom.pipelines.toy.world import MOTIONS, caption, draw, questions, scene
 from worldloom.recipe import load_recipe
-from worldloom.studio import Manner
+from worldloom.studio import Manner, open_studio
 from worldloom.tokenizers.codebook import Codebook, fit
 from worldloom.tokenizers.text import TextTokenizer, load
 from worldloom.tokenizers.train import train
@@ -369,3 +371,24 @@ def test_something_must_be_measured(tmp_path, console):
             run_evaluate(options(tmp_path, what="needle", **given), console)
     with pytest.raises(UserError, match="a server needs --model"):
         run_evaluate(options(tmp_path, what="needle", run=None, server="http://x/v1", tokenizer=None), console)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["evaluate", "needle", "run", "--lengths", "64", "--out", "charts"], ["generate", "run", "text", "--prompt", "x"]],
+    ids=lambda command: command[0],
+)
+def test_the_flags_of_a_model_reach_the_studio(command, monkeypatch):
+    """Against the studio's own names: whatever stands in the wrong place is another argument."""
+    bound = {}
+
+    def record(*given, **named):
+        bound.update(inspect.signature(open_studio).bind(*given, **named).arguments)
+        raise UserError("seen")
+
+    monkeypatch.setattr(f"worldloom.{'evaluation' if command[0] == 'evaluate' else 'generation'}.open_studio", record)
+    flags = {"tokenizer": "t", "vision": "v", "form": "chat", "mesh": "sp=2", "preset": "7b", "theta": "5e7"}
+    assert main([*command, *(f"--{name}={value}" for name, value in flags.items())]) == 2
+    want = {"path": "run", "tokenizer": "t", "vision": "v", "form": "chat", "devices": "sp=2", "preset": "7b"}
+    assert {name: bound[name] for name in want} == want and bound["theta"] == 5e7
+    assert bound.get("rows", 16) == 16

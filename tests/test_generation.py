@@ -215,7 +215,7 @@ class Parrot:
 @pytest.fixture
 def parrot(studio, monkeypatch) -> Parrot:
     made = Parrot(studio.generator)
-    monkeypatch.setattr(generation, "open_studio", lambda *given: Studio(made, studio.section, studio.manner))
+    monkeypatch.setattr(generation, "open_studio", lambda *_, **__: Studio(made, studio.section, studio.manner))
     return made
 
 
