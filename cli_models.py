@@ -118,8 +118,8 @@ def _generate_command(commands: Any) -> None:
                          "worldloom generate runs/toy image --prompt 'a red circle' --out made")  # fmt: skip
     parser.add_argument("run", metavar="RUN", help="folder of a run or of Hugging Face's, or LWM's stream")
     parser.add_argument("what", choices=("text", "image", "video", "chat"), help="what to make")
-    parser.add_argument("--prompt", action="append", help="may be repeated; left out, they are read from stdin")
-    parser.add_argument("--prompts", metavar="FILE", help="a prompt a line; of chat: JSONL of messages")
+    parser.add_argument("--prompt", action="append", help="of anything but a chat; may be repeated")
+    parser.add_argument("--prompts", metavar="FILE", help="a prompt a line; of chat: JSONL of messages, left out: talk")
     parser.add_argument("--out", metavar="DIR", help="folder of what is drawn; of chat: the JSONL file of replies")
     _add_model(parser)
     parser.add_argument("--rows", type=positive, default=16, help="prompts that are worked on at once")

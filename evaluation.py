@@ -1,11 +1,9 @@
 """`worldloom evaluate`: joins the tests of training/evaluation with tokenizers, models, servers and the toy world."""
 
 import argparse
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import tee
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -29,7 +27,7 @@ from .training.evaluation import long_video, needle
 from .training.evaluation.chart import Axis
 from .training.evaluation.held_out import make_nll, measure
 from .training.evaluation.long_video import agrees
-from .training.evaluation.scores import Outcome, digest, grouped, write
+from .training.evaluation.scores import Outcome, digest, grouped, write, write_json
 from .training.generation.sample import IMAGE, LATER
 from .training.ring.ring import make_ring
 
@@ -157,12 +155,6 @@ def run_loss(options: argparse.Namespace, console: Console, studio: Studio) -> N
         means = [task["nll"], *(part.get("perplexity") for part in parts)]
         table.add_row(task["task"], *counts, *("" if mean is None else f"{mean:.4g}" for mean in means))
     console.print(table)
-
-
-def write_json(folder: Path, name: str, told: Any) -> None:
-    """Write NAME.json to a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 def run_toy_world(options: argparse.Namespace, console: Console, studio: Studio) -> None:

@@ -7,9 +7,8 @@ from typing import Any, Literal
 
 from .errors import UserError
 from .pipelines.models import vocabulary_of
-from .recipe import VisionSection, VocabularySection
 from .schema import set_values, validate
-from .tokenizers.vocabulary import Vocabulary
+from .studio import vocabulary_section
 from .training import model as models
 from .training.checkpoint import open_run
 from .training.config import Model
@@ -57,7 +56,7 @@ def run_import(
     Raises:
       UserError: anything of these is missing, or does not go together.
     """
-    place, vocabulary = existing(path), known_vocabulary(text, vision)
+    place, vocabulary = existing(path), vocabulary_of(vocabulary_section({}, text, vision))
     told = huggingface.describe(place) if (place / huggingface.CONFIG).exists() else None
     model = chosen_model(told.model if told else None, preset, assignments)
     params: models.Params = {}
@@ -68,14 +67,6 @@ def run_import(
         put(params, key, leaf)
     save_run(Path(out), params, model, vocabulary, str(place))
     return Imported(models.size(model, vocabulary), bool(drawn), bool(told and told.tied))
-
-
-def known_vocabulary(text: str, vision: str | None) -> Vocabulary:
-    """Return the vocabulary of two tokenizers, the second of which is a codebook's file or a VQGAN's folder."""
-    if vision is None:
-        return vocabulary_of(VocabularySection(text=text))
-    kind: Literal["vqgan", "codebook"] = "vqgan" if Path(vision).is_dir() else "codebook"
-    return vocabulary_of(VocabularySection(text=text, vision=VisionSection(kind=kind, path=vision)))
 
 
 def chosen_model(told: Model | None, preset: str | None, assignments: Sequence[str]) -> Model:

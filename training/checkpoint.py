@@ -17,7 +17,7 @@ from ..schema import validate
 from ..tokenizers.vocabulary import Vocabulary
 from .config import Model
 from .mesh import state_shardings, with_sharding
-from .model import Params, shapes
+from .model import Params, init
 from .step import State
 
 Identity = dict[str, Any]
@@ -120,14 +120,10 @@ def open_run(path: str | Path, mesh: jax.sharding.Mesh | None = None) -> tuple[P
     with ocp.CheckpointManager(folder / CHECKPOINTS, options=options) as manager:
         if (step := manager.latest_step()) is None:
             raise UserError(f"{path} holds no checkpoint yet: let the run go on until it has saved one")
-        like = {"params": jax.tree.map(_shaped, shapes(model, vocabulary), is_leaf=lambda x: isinstance(x, tuple))}
+        params = jax.eval_shape(lambda: init(jax.random.key(0), model, vocabulary))
         if mesh is not None:
-            where = state_shardings(like["params"], mesh)
-            like = {"params": jax.tree.map(with_sharding, like["params"], where)}
-        given = ocp.checkpoint_utils.construct_restore_args(jax.tree.map(_placed, like))
-        args = ocp.args.PyTreeRestore(jax.tree.map(_placed, like), restore_args=given, partial_restore=True)
+            params = jax.tree.map(with_sharding, params, state_shardings(params, mesh))
+        like = {"params": jax.tree.map(_placed, params)}
+        given = ocp.checkpoint_utils.construct_restore_args(like)
+        args = ocp.args.PyTreeRestore(like, restore_args=given, partial_restore=True)
         return manager.restore(step, args=ocp.args.Composite(state=args)).state["params"], model, vocabulary
-
-
-def _shaped(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, "float32")

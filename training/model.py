@@ -92,13 +92,13 @@ def shapes(model: Model, vocabulary: Vocabulary) -> Params:
 
 def size(model: Model, vocabulary: Vocabulary) -> int:
     """Count the parameters."""
-    leaves = jax.tree.leaves(shapes(model, vocabulary), is_leaf=_is_shape)
+    leaves = jax.tree.leaves(shapes(model, vocabulary), is_leaf=is_shape)
     return sum(math.prod(shape) for shape in leaves)
 
 
 def init(key: Array, model: Model, vocabulary: Vocabulary) -> Params:
     """Draw fp32 parameters: ones for norms, a normal of deviation 0.02 for all else."""
-    paths, tree = jax.tree.flatten_with_path(shapes(model, vocabulary), is_leaf=_is_shape)
+    paths, tree = jax.tree.flatten_with_path(shapes(model, vocabulary), is_leaf=is_shape)
     keys = jax.random.split(key, len(paths))
 
     def draw(path: tuple[Any, ...], shape: tuple[int, ...], key: Array) -> Array:
@@ -109,7 +109,8 @@ def init(key: Array, model: Model, vocabulary: Vocabulary) -> Params:
     return jax.tree.unflatten(tree, [draw(path, shape, key) for (path, shape), key in zip(paths, keys, strict=True)])
 
 
-def _is_shape(node: object) -> bool:
+def is_shape(node: object) -> bool:
+    """Tell a leaf of `shapes` from the tree around it."""
     return isinstance(node, tuple)
 
 

@@ -92,7 +92,7 @@ def train(
             describe_run(out, config.model, vocabulary, list(config.source.shares))
         fresh = jax.eval_shape(lambda: begin(config, vocabulary))
         placed = jax.tree.map(mesh.with_sharding, fresh, mesh.state_shardings(fresh, devices))
-        first = saved.restore(placed) or first_state(config, vocabulary, devices)
+        first = saved.restore(placed) or first_state(config, vocabulary, devices, placed.params)
         with telling(out, int(first.step), report) as tell:
             for state, line in run(config, first, loader, attend, devices):
                 if not math.isfinite(line["loss"] + line["gradient_norm"]):
@@ -108,15 +108,17 @@ def train(
     return summarise(config, vocabulary, out)
 
 
-def first_state(config: Config, vocabulary: Vocabulary, devices: Mesh) -> State:
-    """Draw the parameters of a new run, or read them from where its config says that they come from."""
+def first_state(config: Config, vocabulary: Vocabulary, devices: Mesh, placed: Params) -> State:
+    """Draw the parameters of a new run, or read them from where its config says that they come from.
+
+    Args:
+      placed: where each of them is to lie, without the arrays.
+    """
     if config.init is None:
         return begin(config, vocabulary, devices)
-    drawn = jax.eval_shape(lambda: begin(config, vocabulary)).params
-    where = mesh.state_shardings(drawn, devices)
 
     def place(key: Key, leaf: np.ndarray) -> jax.Array:
-        return jax.device_put(leaf, pick(where, key))
+        return jax.device_put(leaf, pick(placed, key).sharding)
 
     return begin(config, vocabulary, devices, load_weights(config.init, config.model, vocabulary, config.seed, place))
 

@@ -1,6 +1,5 @@
 """Long videos of the toy world: clips joined into one, and questions that each name the clip that they are about."""
 
-import io
 import json
 import random
 from collections.abc import Sequence
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
-from .world import Question, Scene, draw, questions, scene
+from .world import Question, Scene, film, questions, scene
 
 TEMPLATE = "In clip {number}, {question}"
 
@@ -50,25 +49,6 @@ def ask_joined(scenes: Sequence[Scene], asked: int, template: str, rng: random.R
     every = [(which, *one) for which, shown in enumerate(scenes) for one in questions(shown)]
     drawn = rng.sample(every, min(asked, len(every)))
     return [Question(word(which, question, template), answer) for which, question, answer in drawn]
-
-
-def film(scenes: Sequence[Scene], size: int = 256, seconds: float = 2.0, rate: int = 24) -> bytes:
-    """Film scenes one after the other as H.264 in MP4, `seconds` each; equal bytes on one machine."""
-    import av
-
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4", options={"fflags": "bitexact"}) as container:
-        # as in world.clip
-        options = {"preset": "veryfast", "crf": "18", "bf": "2", "threads": "1", "mbtree": "0"}
-        stream = container.add_stream("libx264", rate=rate, options=options)
-        stream.width = stream.height = size
-        stream.pix_fmt = "yuv420p"
-        for shown in scenes:
-            for n in range(round(seconds * rate)):
-                frame = av.VideoFrame.from_ndarray(draw(shown, size, n / rate), format="rgb24")
-                container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return file.getvalue()
 
 
 def write_joined(

@@ -7,6 +7,7 @@ A scene is one shape of one colour on a plain background; in a clip it moves. Ev
 
 import io
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -203,9 +204,14 @@ def _cover(shape: str, side: int) -> np.ndarray:
 
 
 def clip(scene: Scene, size: int = 256, seconds: float = 2.0, rate: int = 24) -> bytes:
-    """Film a scene as H.264 in MP4, with B-frames, `rate` frames a second; equal bytes on one machine.
+    """Film a scene, see `film`."""
+    return film([scene], size, seconds, rate)
 
-    `size` must be even. Raises ValueError where it is odd or too small.
+
+def film(scenes: Sequence[Scene], size: int = 256, seconds: float = 2.0, rate: int = 24) -> bytes:
+    """Film scenes one after the other as H.264 in MP4, with B-frames, `seconds` each; equal bytes on one machine.
+
+    `rate` is of frames a second; `size` must be even. Raises ValueError where it is odd or too small.
     """
     if size % 2:
         raise ValueError(f"a clip cannot be {size} pixels wide, for its colours are stored by twos: give an even size")
@@ -218,8 +224,8 @@ def clip(scene: Scene, size: int = 256, seconds: float = 2.0, rate: int = 24) ->
         stream = container.add_stream("libx264", rate=rate, options=options)
         stream.width = stream.height = size
         stream.pix_fmt = "yuv420p"
-        for n in range(round(seconds * rate)):
-            frame = av.VideoFrame.from_ndarray(draw(scene, size, n / rate), format="rgb24")
+        for shown, n in product(scenes, range(round(seconds * rate))):
+            frame = av.VideoFrame.from_ndarray(draw(shown, size, n / rate), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return file.getvalue()

@@ -82,9 +82,14 @@ def write(
         "cells": summed,
         "trials": [asdict(o) for o in outcomes],
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    write_json(folder, name, told)
     draw(
         folder / f"{name}.png", title, columns, rows, {(cell["column"], cell["row"]): cell["right"] for cell in summed}
     )
     return right
+
+
+def write_json(folder: Path, name: str, told: Any) -> None:
+    """Write NAME.json to a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", "utf-8")

@@ -75,7 +75,10 @@ def empty(model: Model, mesh: Mesh, rows: int, slots: int) -> State:
 @partial(jax.jit, static_argnums=(0, 1))
 def grow(mesh: Mesh, slots: int, state: State) -> State:
     """Make room for so many slots on each device."""
-    work = lambda state: state._replace(cache=caches.grow(state.cache, slots))  # noqa: E731
+
+    def work(state: State) -> State:
+        return state._replace(cache=caches.grow(state.cache, slots))
+
     return _spread(mesh, work, (_STATE,), _STATE)(state)
 
 

@@ -155,8 +155,10 @@ def _by_key(
         d_scores = shares * (_dot(values, slopes.T) - delta[head, at][None, :])
         return sums[0] + _dot(d_scores.astype(q.dtype), queries), dv
 
+    def each(head: Array, sums: Any) -> Any:
+        return _over(ranges, step, k.shape[0], partial(turn, head), sums)
+
     sums = jnp.zeros(k.shape, FP32), jnp.zeros(k.shape, FP32)
-    each = lambda head, sums: _over(ranges, step, k.shape[0], partial(turn, head), sums)  # noqa: E731
     dk, dv = lax.fori_loop(0, q.shape[0], each, sums)
     new[0][...] = old[0][...] + dk * scale
     new[1][...] = old[1][...] + dv
@@ -165,7 +167,10 @@ def _by_key(
 def _over(ranges: Ranges, step: int, tile: int, turn: Callable, start: Any) -> Any:
     """Take the visible tiles of the other side, step by step."""
     steps = tile // step
-    part = lambda n, sums: turn(pl.ds(n * step, step), sums)  # noqa: E731
+
+    def part(n: Array, sums: Any) -> Any:
+        return turn(pl.ds(n * step, step), sums)
+
     return lax.fori_loop(ranges.lo[...] * steps, ranges.hi[...] * steps, part, start)
 
 

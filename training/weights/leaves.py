@@ -10,7 +10,7 @@ import numpy as np
 from ...errors import UserError
 from ...tokenizers.vocabulary import Vocabulary
 from ..config import Model
-from ..model import Params, shapes
+from ..model import Params, is_shape, shapes
 
 Key = tuple[str, ...]  # of a leaf in the tree of `model.py`
 Shape = tuple[int, ...]
@@ -22,7 +22,7 @@ MERGED_INPUTS = ("o", "down")  # whose last axis is the output; of the others th
 
 def leaf_shapes(model: Model, vocabulary: Vocabulary) -> dict[Key, Shape]:
     """List every leaf with its shape."""
-    leaves, _ = jax.tree.flatten_with_path(shapes(model, vocabulary), is_leaf=lambda node: isinstance(node, tuple))
+    leaves, _ = jax.tree.flatten_with_path(shapes(model, vocabulary), is_leaf=is_shape)
     return {tuple(step.key for step in path): shape for path, shape in leaves}
 
 
