@@ -120,7 +120,9 @@ def run_videos(options: argparse.Namespace, console: Console, studio: Studio) ->
         about = {"model": options.run, "seed": options.seed, "frames": name, "template": options.template}
         out, title = Path(options.out), f"Questions about long videos, {name} frames"
         share = write(out, f"videos-{name}", title, CLIPS, DEPTH, outcomes, about)
-        console.print(f"{name} frames: {share:.1%} right of {len(outcomes):,}: {out}/videos-{name}.json and .png")
+        console.print(
+            f"{name} frames: {share:.1%} right of {len(outcomes):,}: {out}/videos-{name}.json and .png", soft_wrap=True
+        )
 
 
 def held_out(options: argparse.Namespace, studio: Studio, medium: str) -> list[Shown]:
