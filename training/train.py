@@ -1,6 +1,8 @@
 """A training run, from top to bottom."""
 
+import fcntl
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -87,7 +89,8 @@ def train(
     out, vocabulary = make_out(config), loader.dataset.vocabulary
     attend = attend or make_ring()
     measure = make_measure(config, held_out, attend, devices)
-    with closing(Checkpoints(out / CHECKPOINTS, config.checkpoint.keep, identify(config, loader))) as saved:
+    kept = config.checkpoint.keep
+    with alone_in(out), closing(Checkpoints(out / CHECKPOINTS, kept, identify(config, loader))) as saved:
         if jax.process_index() == 0:
             describe_run(out, config.model, vocabulary, list(config.source.shares))
         fresh = jax.eval_shape(lambda: begin(config, vocabulary))
@@ -258,6 +261,31 @@ def make_out(config: Config) -> Path:
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}: choose another `out`") from error
     return out
+
+
+@contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """Hold a run's directory, so that no second run writes there; the kernel takes the lock back from a killed one.
+
+    Raises:
+      UserError: another run holds it.
+    """
+    if jax.process_index():
+        yield
+        return
+    held = os.open(out, os.O_RDONLY)
+    try:
+        _lock(held, out)
+        yield
+    finally:
+        os.close(held)
+
+
+def _lock(held: int, out: Path) -> None:
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"another run is training into {out} now: wait for its end, or choose another `out`") from None
 
 
 def identify(config: Config, loader: Loader) -> Identity:

@@ -428,6 +428,17 @@ def test_held_out_data_of_another_vocabulary_are_refused(tmp_path):
         train(config, Synthetic(), Synthetic(Corpus(vocabulary=BOTH)))
 
 
+def test_a_second_run_into_the_same_folder_is_refused(tmp_path):
+    def again(line):
+        with pytest.raises(UserError, match=r"another run is training into .*choose another `out`"):
+            train(configure(tmp_path, steps=1), Synthetic())
+        refused.append(line["step"])
+
+    refused = []
+    train(configure(tmp_path, steps=1), Synthetic(), report=again)
+    assert refused == [1]
+
+
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(undisturbed, tmp_path):
     with pytest.raises(Diverged, match=r"step 13 gave loss nan .* on batch 12 of synthetic .*lower optimizer.lr"):
         train(configure(tmp_path), Synthetic(poisoned=12))
