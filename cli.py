@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from . import __version__
-from .arguments import Formatter, Handler, add_command, add_json, add_set, console, positive
+from .arguments import Formatter, Handler, add_command, add_json, add_set, bar, console, positive
 from .cli_models import add_commands as add_models
 from .errors import RunFailed, UserError
 
@@ -71,6 +71,7 @@ EXTRAS = {
     "diffusers": "vision",
     "simplejpeg": "vision",
     "torch": "vision",
+    "webdataset": "vision",
     "gcsfs": "gcs",
     "s3fs": "s3",
 }
@@ -90,7 +91,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"worldloom {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (_build_command, _questions_command, _pack_command, _plan_command, _inspect_command, _verify_command,
-                _train_tokenizer_command, _train_codebook_command, _convert_vqgan_command,
+                _export_command, _train_tokenizer_command, _train_codebook_command, _convert_vqgan_command,
                 _quickstart_command):  # fmt: skip
         add(commands)
     add_models(commands)
@@ -165,6 +166,18 @@ def _verify_command(commands: Any) -> None:
     parser = add_command(commands, "verify", run_verify, "Check every shard, row, count and digest of a data set.",
                   "worldloom verify data/text-32k")  # fmt: skip
     parser.add_argument("data", metavar="DIR", help="a folder of examples or sequences, or of a whole build")
+    add_json(parser)
+
+
+def _export_command(commands: Any) -> None:
+    parser = add_command(commands, "export", run_export, "Write packed sequences as dense rows for other trainers.",
+                  "worldloom export data/text-32k/packed-32768 --to parquet --out dense/text-32k")  # fmt: skip
+    parser.add_argument("data", metavar="DIR", help="a folder of packed sequences (DIR/packed-NAME of a build)")
+    parser.add_argument("--to", required=True, choices=("webdataset", "parquet"), help="tars, or parquet files")
+    parser.add_argument("--out", required=True, help="folder or URL of the files")
+    parser.add_argument("--weights", choices=("lwm", "example", "token"),
+                        help="rule of the loss weights; default: the data set's own")  # fmt: skip
+    parser.add_argument("--workers", type=positive, default=1, help="processes")
     add_json(parser)
 
 
@@ -318,7 +331,9 @@ def run_inspect(options: argparse.Namespace) -> int:
 def run_verify(options: argparse.Namespace) -> int:
     from .packing.verify import data_sets, verify
 
-    names, problems = data_sets(options.data), verify(options.data)
+    names = data_sets(options.data)
+    with bar("verify") as progress:
+        problems = verify(options.data, progress)
     if options.json:
         print(json.dumps({"checked": names, "problems": [asdict(p) for p in problems]}, indent=1))
         return int(bool(problems))
@@ -326,6 +341,19 @@ def run_verify(options: argparse.Namespace) -> int:
     checked = ", ".join(name or options.data for name in names)
     print(f"{checked}: {f'{len(problems)} problems' if problems else 'every shard, row, count and digest is right'}")
     return int(bool(problems))
+
+
+def run_export(options: argparse.Namespace) -> int:
+    from .export import export
+
+    with bar("export") as progress:
+        told = export(options.data, options.out, options.to, options.weights, options.workers, progress)
+    if options.json:
+        print(json.dumps(told, indent=1))
+    else:
+        print(f"{options.out}: {told['rows']:,} rows of {told['length']:,} tokens in {len(told['files']):,} files, "
+              f"weights by the rule {told['weights']}: divide by {told['divide_by']}")  # fmt: skip
+    return 0
 
 
 def run_train_tokenizer(options: argparse.Namespace) -> int:

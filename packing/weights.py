@@ -4,6 +4,7 @@ from enum import StrEnum
 
 import numpy as np
 
+from ..errors import UserError
 from ..tokenizers.vocabulary import Vocabulary
 
 
@@ -24,6 +25,18 @@ class Rule(StrEnum):
     def by_examples(self) -> bool:
         """Is the weighted sum divided by the number of examples (else by the sum of weights)?"""
         return self is not Rule.TOKEN
+
+
+def rule_named(name: Rule | str) -> Rule:
+    """Return a rule by its name.
+
+    Raises:
+      UserError: if there is none of that name.
+    """
+    try:
+        return Rule(name)
+    except ValueError:
+        raise UserError(f"unknown rule of weights {name!r}: choose one of {', '.join(Rule)}") from None
 
 
 def segment_weights(

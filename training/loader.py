@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..packing.batch import Batch, Table, make_batch, read_table
 from ..packing.dataset import Dataset
 from ..packing.shard import Place
-from ..packing.weights import Rule
+from ..packing.weights import Rule, rule_named
 from .mixture import Mixture
 from .permutation import make_key, permute
 
@@ -65,7 +65,7 @@ class Loader:
             raise UserError(f"a step of {rows} rows is none: ask for 1 or more")
         self.dataset, self.rows, self.seed = dataset, rows, seed
         self._mixture = dataset if isinstance(dataset, Mixture) else Mixture({dataset: 1})
-        self.rule = _rule(self._mixture.weights if weights is None else weights)
+        self.rule = rule_named(self._mixture.weights if weights is None else weights)
         self._vocabulary = dataset.vocabulary
 
     def plan(self, t: int) -> Plan:
@@ -164,10 +164,3 @@ def ahead(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         finally:
             for future in pending:
                 future.cancel()
-
-
-def _rule(name: str) -> Rule:
-    try:
-        return Rule(name)
-    except ValueError:
-        raise UserError(f"unknown rule of weights {name!r}: choose one of {', '.join(Rule)}") from None
