@@ -50,14 +50,16 @@ def run_stages(options: argparse.Namespace, console: Console, command: Command, 
         for rung in chosen:
             console.rule(heading(rung))
             if not rung.finished:
-                climb(rung, options.out, build, train)
+                climb(rung, options.out, build, train, console)
 
 
-def climb(rung: Rung, out: str, build: Callable[[str], None], train: Callable[[Config], Any]) -> None:
-    """Build the data that a stage lacks, and train it."""
+def climb(rung: Rung, out: str, build: Callable[[str], None], train: Callable[[Config], Any], console: Console) -> None:
+    """Build the data that a stage lacks, and train it. The machine that trains need not reach the sources."""
     for recipe in rung.stage.recipe:
-        if lacks_data(rung.config, data_folder(recipe, out)):
+        if lacks_data(rung.config, folder := data_folder(recipe, out)):
             build(recipe)
+        else:
+            console.print(f"{folder} is complete and taken as it is; --build brings it up to date", soft_wrap=True)
     train(rung.config)
 
 
