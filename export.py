@@ -94,7 +94,9 @@ def export(
 def _written(job: Export, shards: int, workers: int) -> Iterator[None]:
     """Write the files of all shards, in this process or in some, and yield after each."""
     if workers == 1:
-        yield from (write_shard(job, shard) for shard in range(shards))
+        for shard in range(shards):
+            write_shard(job, shard)
+            yield
         return
     from .pipelines.local_workers import LocalWorkers
 
