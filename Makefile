@@ -6,12 +6,13 @@ LIBTPU := libtpu==0.0.42.1
 # A colon in a path or a read-only checkout is the user's to mend; a missing interpreter is said in words.
 CHECK_PYTHON = $(if $(PYTHON),,$(error worldloom needs Python 3.11 or 3.12 and found no python3 on PATH: install it, or call 'make PYTHON=/path/to/python3.11 …'))
 
-.PHONY: env quickstart test lint types bench clean
+.PHONY: env quickstart test lint types engines bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make quickstart   environment, then corpus, build, pack, inspect and train, in minutes and offline'
 	@echo 'make test         environment, then lint, types and tests'
+	@echo 'make engines      environment, then what can be had of Prism, Flink and the like, and the tests that take them'
 	@echo 'make bench        environment, then every benchmark against its floor'
 	@echo 'make env          the environment alone (.venv)'
 
@@ -42,10 +43,13 @@ types: env
 	MYPYPATH=.types $(BIN)/mypy -p worldloom
 
 test: env lint types
-	$(BIN)/python -m pytest -q -rs -n 2 --dist worksteal
+	$(BIN)/python -m pytest -q -rs -n 2 --dist worksteal -m 'not engines'
+
+engines: env
+	tests/engines/run.sh
 
 bench: env
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf .venv .types quickstart-out build dist *.egg-info
+	rm -rf .venv .types .engines quickstart-out build dist *.egg-info

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from dataclasses import asdict
+from pathlib import PurePath
 from typing import Any
 
 from . import __version__
@@ -55,7 +56,9 @@ def split_beam_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 EXTRAS = {
     "apache_beam": "build",
+    "dask": "dask",
     "datasets": "build",
+    "distributed": "dask",
     "openai": "build",
     "py3langid": "build",
     "re2": "build",
@@ -91,8 +94,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"worldloom {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (_build_command, _questions_command, _pack_command, _plan_command, _inspect_command, _verify_command,
-                _export_command, _train_tokenizer_command, _train_codebook_command, _convert_vqgan_command,
-                _quickstart_command):  # fmt: skip
+                _retry_command, _repair_command, _export_command, _train_tokenizer_command, _train_codebook_command,
+                _convert_vqgan_command, _quickstart_command):  # fmt: skip
         add(commands)
     add_models(commands)
     return parser
@@ -135,10 +138,11 @@ def _plan_command(commands: Any) -> None:
         commands,
         "plan",
         run_plan,
-        "Estimate rows, tokens, sequences, bytes and time from a sample.",
-        "worldloom plan recipes/lwm/text-1m.yaml --seconds 60",
+        "Estimate rows, tokens, sequences, bytes, time and cost from a sample.",
+        "worldloom plan recipes/lwm/text-1m.yaml --measure --set rates.worker_hour=0.05",
     )
     parser.add_argument("recipe", help="a YAML file")
+    parser.add_argument("--measure", action="store_true", help="time each step here: hours, bytes and dollars")
     parser.add_argument("--seconds", type=float, default=20.0, help="time spent on each source's sample")
     add_set(parser)
     add_json(parser)
@@ -167,6 +171,20 @@ def _verify_command(commands: Any) -> None:
                   "worldloom verify data/text-32k")  # fmt: skip
     parser.add_argument("data", metavar="DIR", help="a folder of examples or sequences, or of a whole build")
     add_json(parser)
+
+
+def _retry_command(commands: Any) -> None:
+    parser = add_command(commands, "retry", run_retry, "Read again what failed in a build, and nothing else.",
+                  "worldloom retry data/text-32k")  # fmt: skip
+    parser.add_argument("data", metavar="DIR", help="the folder of a build")
+    _add_beam(parser)
+
+
+def _repair_command(commands: Any) -> None:
+    parser = add_command(commands, "repair", run_repair, "Make again what verify finds wrong, and nothing else.",
+                  "worldloom repair data/text-32k")  # fmt: skip
+    parser.add_argument("data", metavar="DIR", help="the folder of a build, or of one data set in it")
+    _add_beam(parser)
 
 
 def _export_command(commands: Any) -> None:
@@ -234,7 +252,7 @@ def _add_beam(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=positive, default=1, help="processes of the default, local runner")
     add_json(parser)
     parser.epilog = (
-        f"{parser.epilog}\n\nAll that follows -- goes to Apache Beam, for example -- --runner=DataflowRunner"
+        f"{parser.epilog}\n\nAll that follows -- goes to Apache Beam, as in -- --runner=PrismRunner (docs/engines.md)"
     )
 
 
@@ -254,7 +272,7 @@ def run_build(options: argparse.Namespace) -> int:
         from .tokenizers.allocator import own_allocator
 
         own_allocator()  # one worker encodes in this very process
-    made = build(recipe, options.out, options.beam, options.workers)
+    made = build(recipe, options.out, options.beam, options.workers, PurePath(options.recipe).stem)
     _print_made(made, options.json)
     return 0
 
@@ -263,7 +281,8 @@ def run_questions(options: argparse.Namespace) -> int:
     from .pipelines.build import QUESTIONS, questions
     from .recipe import load_recipe
 
-    made = questions(load_recipe(options.recipe, options.set), options.out, options.beam, options.workers)
+    recipe = load_recipe(options.recipe, options.set)
+    made = questions(recipe, options.out, options.beam, options.workers, PurePath(options.recipe).stem)
     _print_made({QUESTIONS: made}, options.json)
     return 0
 
@@ -311,10 +330,11 @@ def _print_made(made: dict[str, dict[str, Any]], as_json: bool) -> None:
 
 
 def run_plan(options: argparse.Namespace) -> int:
-    from .pipelines.plan import plan_recipe, render_plan
+    from .pipelines.plan import measure_recipe, plan_recipe, render_plan
     from .recipe import load_recipe
 
-    found = plan_recipe(load_recipe(options.recipe, options.set), options.seconds)
+    plan = measure_recipe if options.measure else plan_recipe
+    found = plan(load_recipe(options.recipe, options.set), options.seconds)
     if options.json:
         print(json.dumps(found, indent=1))
     else:
@@ -341,6 +361,31 @@ def run_verify(options: argparse.Namespace) -> int:
     checked = ", ".join(name or options.data for name in names)
     print(f"{checked}: {f'{len(problems)} problems' if problems else 'every shard, row, count and digest is right'}")
     return int(bool(problems))
+
+
+def run_retry(options: argparse.Namespace) -> int:
+    from .pipelines.retry import retry
+
+    done = retry(options.data, options.beam, options.workers)
+    if options.json:
+        print(json.dumps(done.to_json(), indent=1))
+    else:
+        print(*done.lines(), sep="\n")
+        _print_made(done.made, False)
+    return 0
+
+
+def run_repair(options: argparse.Namespace) -> int:
+    from .packing.verify import verify
+    from .pipelines.repair import repair
+
+    def looked_at(url: str) -> list[Any]:
+        with bar("verify") as progress:
+            return list(verify(url, progress))
+
+    done = repair(options.data, options.beam, options.workers, looked_at)
+    print(json.dumps(asdict(done), indent=1) if options.json else "\n".join(done.lines()))
+    return int(bool(done.left or done.lost))
 
 
 def run_export(options: argparse.Namespace) -> int:

@@ -1,5 +1,6 @@
 """The recipe: one typed YAML file that says what a data set is made of. Its schema is docs/recipe.schema.json."""
 
+import posixpath
 import re
 from itertools import permutations
 from pathlib import Path
@@ -11,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from .errors import UserError
 from .packing.weights import Rule
 from .schema import Section, read_yaml, set_values, validate
-from .sources import Fraction, Name, Source
+from .sources import Above, Fraction, Name, Source
 
 
 class VisionSection(Section):
@@ -21,6 +22,9 @@ class VisionSection(Section):
     path: str
     pixel_range: Literal["-1..1", "0..1"] | None = Field(
         None, description="what a VQGAN takes (LWM: -1..1, aMUSEd: 0..1), where its config.json does not name it"
+    )
+    device: Literal["cpu", "cuda"] | None = Field(
+        None, description="what a VQGAN's codes are made on; default: what there is, on Dataflow a GPU"
     )
 
 
@@ -79,6 +83,20 @@ class Limits(Section):
     failed: Fraction = Field(0.02, description="failed records, of those read, above which the job fails")
 
 
+Dollars = Annotated[float, Field(strict=False, ge=0, allow_inf_nan=False)]
+
+
+class RatesSection(Section):
+    """What a build's work costs, in dollars; `plan --measure` alone reads it."""
+
+    worker_hour: Dollars | None = Field(None, description="of one worker with one processor")
+    accelerator_hour: Dollars | None = Field(None, description="of one accelerator that runs the VQGAN")
+    gigabyte_month: Dollars | None = Field(None, description="of storing 1e9 bytes for a month")
+    frames_per_second: Above | None = Field(
+        None, description="that the accelerator meant encodes, where this machine has none or another one"
+    )
+
+
 class Recipe(Section):
     """Say how a data set is made."""
 
@@ -90,6 +108,7 @@ class Recipe(Section):
     duplicates: Literal["none", "exact", "near"] = Field("exact", description="which duplicates packing drops")
     pack: list[PackSection] = Field([], description="one section or a list; left out: examples only")
     limits: Limits = Limits()
+    rates: RatesSection = RatesSection()
 
     @field_validator("pack", mode="before")
     @classmethod
@@ -140,14 +159,24 @@ def load_recipe(path: str | Path, assignments: list[str] | None = None) -> Recip
     Raises:
       UserError: if the recipe is not as it must be.
     """
-    base = Path(path).resolve().parent
-    data = resolve_paths(read_yaml(path), base)
+    data = resolve_paths(read_yaml(path), folder_of(path))
     data = set_values(data, assignments or [])
-    return validate(Recipe, resolve_paths(data, Path.cwd()), str(path))
+    return validate(Recipe, resolve_paths(data, str(Path.cwd())), str(path))
 
 
-def resolve_paths(data: dict[str, Any], base: Path) -> dict[str, Any]:
-    """Make the relative paths of a recipe absolute, before it is checked: wrong shapes pass as they are."""
+def folder_of(path: str | Path) -> str:
+    """Return the path or URL of the folder that a file lies in."""
+    if "://" in str(path):
+        return str(path).rpartition("/")[0]
+    return str(Path(path).resolve().parent)
+
+
+def resolve_paths(data: dict[str, Any], base: str) -> dict[str, Any]:
+    """Make the relative paths of a recipe absolute, before it is checked: wrong shapes pass as they are.
+
+    Args:
+      base: path or URL of the folder in which they begin.
+    """
     vocabulary = data.get("vocabulary")
     for models in (vocabulary, vocabulary.get("vision")) if isinstance(vocabulary, dict) else ():
         if isinstance(models, dict):
@@ -163,11 +192,15 @@ def resolve_paths(data: dict[str, Any], base: Path) -> dict[str, Any]:
     return data
 
 
-def _absolute(path: Any, base: Path) -> Any:
+def _absolute(path: Any, base: str) -> Any:
     if not isinstance(path, str) or "://" in path or not path:
         return path
     try:
-        return str(base / Path(path).expanduser())
+        expanded = Path(path).expanduser()
+        if "://" in base and not expanded.is_absolute():
+            scheme, _, root = base.partition("://")
+            return f"{scheme}://{posixpath.normpath(f'{root}/{path}')}"
+        return str(base / expanded)
     except RuntimeError:
         raise UserError(f"{path}: there is no such user here; write the path out") from None
 

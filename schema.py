@@ -4,6 +4,7 @@ import difflib
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
+import fsspec
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -20,20 +21,27 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file that holds one mapping.
+    """Read a YAML file that holds one mapping, from a path or a URL that fsspec knows.
 
     Raises:
       UserError: if it is missing, no YAML, or holds something else.
     """
     try:
-        data = parse(Path(path).read_text("utf-8-sig"))
+        data = parse(_text(str(path)))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: name a YAML file, for example one of recipes/") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, ImportError, yaml.YAMLError) as error:
         raise UserError(f"{path} is no readable YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise UserError(f"{path} holds {type(data).__name__} where a mapping of keys is needed")
     return data
+
+
+def _text(path: str) -> str:
+    if "://" not in path:
+        return Path(path).read_text("utf-8-sig")
+    with fsspec.open(path, "r", encoding="utf-8-sig") as file:
+        return str(file.read())
 
 
 class _Loader(yaml.SafeLoader):

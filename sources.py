@@ -33,6 +33,9 @@ class _Source(Section):
     licence: str = Field("", description="recorded in the manifest and the data card")
     record_bytes: int = Field(2**28, ge=1, le=2**31 - 4, description="a record with more bytes fails")
     unit_bytes: int = Field(2**25, ge=1, description="about how much input one work unit reads")
+    records: int | None = Field(
+        None, ge=1, description="that the whole source holds, where path names a sample of it: plan alone scales to it"
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:

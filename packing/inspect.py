@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from ..tokenizers.vocabulary import Vocabulary
 from .dataset import Dataset, open_dataset
+from .report import REJECT_FIELDS
 from .row import Row, Segment, decode_runs
 from .shard import Batch
 from .storage import Folder
@@ -214,7 +215,7 @@ def _record_rejects(dataset: Dataset, record: str) -> Iterator[dict[str, Any]]:
     folder = dataset.folder
     for path in filter(None, dataset.index.column("rejects").to_pylist()):
         with folder.fs.open(folder.path(path), "rb") as file:
-            yield from pq.read_table(file, filters=[("record", "==", record)]).to_pylist()
+            yield from pq.read_table(file, filters=[("record", "==", record)], columns=list(REJECT_FIELDS)).to_pylist()
 
 
 def row_detail(dataset: Dataset, row: int, rule: Rule | None = None, decode: Decode | None = None) -> dict[str, Any]:

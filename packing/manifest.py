@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 from ..errors import UserError
 from .card import data_card
 from .ledger import Ledger, total
-from .report import REJECTS, SHARDS, UNITS, Report
+from .report import REJECTS, SHARDS, UNITS, Report, read_report
 from .shard import FORMAT, HashingFile
 from .storage import TEMPORARY, Folder, abandoned
 
@@ -54,21 +55,20 @@ def write_index(folder: Folder, reports: Iterable[Report]) -> Summary:
     Args:
       reports: of every unit, in the order of their names.
     """
-    draft = folder.scratch(INDEX)
-    sink = HashingFile(draft)
     root = hashlib.blake2b(digest_size=16)
     units = rows = tokens = size = 0
     sources: dict[str, Ledger] = {}
-    with pq.ParquetWriter(sink, INDEX_SCHEMA, compression="zstd") as writer:
-        for group in _groups(reports, INDEX_GROUP):
-            for report in group:
-                root.update(f"{report.unit} {report.shard.content}\n".encode())
-                units, rows = units + 1, rows + report.shard.rows
-                tokens, size = tokens + report.shard.tokens, size + report.shard.bytes
-                sources.setdefault(report.source, Ledger()).add(report.ledger)
-            writer.write_table(pa.Table.from_pylist([index_row(r) for r in group], INDEX_SCHEMA))
-    sink.close()
-    folder.adopt(draft, INDEX)
+    with folder.adopted(INDEX) as draft:
+        sink = HashingFile(draft)
+        with pq.ParquetWriter(sink, INDEX_SCHEMA, compression="zstd") as writer:
+            for group in _groups(reports, INDEX_GROUP):
+                for report in group:
+                    root.update(f"{report.unit} {report.shard.content}\n".encode())
+                    units, rows = units + 1, rows + report.shard.rows
+                    tokens, size = tokens + report.shard.tokens, size + report.shard.bytes
+                    sources.setdefault(report.source, Ledger()).add(report.ledger)
+                writer.write_table(pa.Table.from_pylist([index_row(r) for r in group], INDEX_SCHEMA))
+        sink.close()
     return Summary(root.hexdigest(), units, rows, tokens, size, total(sources.values()), dict(sorted(sources.items())))
 
 
@@ -158,23 +158,32 @@ def shards_of(folder: Folder, source: str) -> Iterator[tuple[str, str]]:
 
 
 def sweep(folder: Folder) -> int:
-    """Remove every file that no report names: what kills and lost races left. Returns how many.
+    """Remove every file that no report names: what kills, lost races and late workers left. Returns how many.
 
-    Call it only when each unit has its report.
+    Call it only when each unit has its report. What the index does not name is asked of the unit's report once more,
+    which may have been replaced since; a file that a listing does not show yet stays until the next call.
     """
     index = read_index(folder)
     named = {path for column in ("path", "rejects") for path in index.column(column).to_pylist() if path}
     removed = 0
+    with suppress(OSError):  # uploads may not be ours to list, and are no part of the data set
+        removed += folder.abort_uploads()
     for part in ("", UNITS, SHARDS, REJECTS):
         names = list(folder.names(part))
         removed += _remove_drafts(folder, part, names)
         for name in names:
             path = f"{part}/{name}" if part else name
             ours = part in (SHARDS, REJECTS) and OURS.fullmatch(name)  # a user's own file is not ours to remove
-            if ours and path not in named:
+            if ours and path not in named and not _is_reported(folder, path):
                 folder.remove(path)
                 removed += 1
     return removed
+
+
+def _is_reported(folder: Folder, path: str) -> bool:
+    """Does the present report of the unit that a file's name begins with name the file?"""
+    report = read_report(folder, path.partition("/")[2].rpartition("-")[0])
+    return report is not None and path in (report.shard.path, report.rejects.path if report.rejects else "")
 
 
 def sweep_drafts(folder: Folder, part: str = "") -> int:

@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,11 +16,12 @@ from .ledger import Ledger
 from .lint import broken_rules
 from .row import Row
 from .shard import EXAMPLES, Batch, HashingFile, Kind, ShardInfo, ShardWriter
-from .storage import Folder
+from .storage import FULL, Folder, full
 
 UNITS, SHARDS, REJECTS = "units", "shards", "rejects"
 REJECT_FIELDS = ("source", "record", "stage", "status", "reason", "error", "where", "exact", "url")
-REJECT_SCHEMA = pa.schema([(name, pa.string()) for name in REJECT_FIELDS])
+REJECT_SCHEMA = pa.schema([*((name, pa.string()) for name in REJECT_FIELDS), ("row", pa.int64())])
+INPUTS = b"inputs"  # what a unit with failed records read, in the metadata of its rejects
 REJECTS_AT_ONCE = 16384
 
 
@@ -35,6 +37,7 @@ class Reject:
       where: the file and the place in it.
       exact: hash of the record's content in hexadecimal, where it was read.
       url: where its source says that it came from, or "".
+      row: how many rows of the shard were written before it: with those, the order in which a unit was read.
     """
 
     source: str
@@ -46,6 +49,7 @@ class Reject:
     where: str = ""
     exact: str = ""
     url: str = ""
+    row: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Report:
       shard, rejects: the files it wrote; `rejects` is None where every record was kept.
       ledger: its counts.
       deny: digest of the deny list that its rows agree with.
+      settings: digest of all that they depend on besides the unit's input, or "" where nobody asks for it.
     """
 
     unit: str
@@ -67,6 +72,7 @@ class Report:
     rejects: ShardInfo | None
     ledger: Ledger
     deny: str = ""
+    settings: str = ""
 
     def to_bytes(self) -> bytes:
         data = {
@@ -77,6 +83,7 @@ class Report:
             "rejects": self.rejects._asdict() if self.rejects else None,
             "ledger": self.ledger.to_json(),
             "deny": self.deny,
+            "settings": self.settings,
         }
         return (json.dumps(data, indent=1) + "\n").encode()
 
@@ -110,7 +117,8 @@ def finished_units(folder: Folder) -> Iterator[str]:
 class UnitWriter:
     """Write one unit's rows and rejects, then commit them with its report.
 
-    Use as a context manager: without `commit` nothing appears in the data set.
+    Use as a context manager: without `commit` nothing appears in the data set. It ends with RunFailed where the disk is
+    full, its own or that of temporary files.
     """
 
     def __init__(self, folder: Folder, unit: str, vocabulary: Vocabulary, kind: Kind):
@@ -124,10 +132,15 @@ class UnitWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._shard.abandon()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        for part in (self._shard, self._rejects):
+            with suppress(OSError):  # there may be no room for what it still holds
+                if part is not None:
+                    part.abandon()
         for draft in self._drafts:
             draft.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise full(self._folder) from error
 
     def add(self, row: Row) -> None:
         """Write a row and count its segments.
@@ -152,13 +165,22 @@ class UnitWriter:
         self.ledger.count(reject.status, reject.reason)
         if self._rejects is None:
             self._rejects = _RejectWriter(self._drafts[1])
-        self._rejects.add(reject)
+        self._rejects.add(replace(reject, row=self._shard.rows))
 
-    def commit(self, source: str, key: str, deny: str = "", stale: bytes | None = None) -> bool:
+    def commit(
+        self,
+        source: str,
+        key: str,
+        deny: str = "",
+        stale: bytes | None = None,
+        settings: str = "",
+        inputs: str = "",
+    ) -> bool:
         """Make the unit done, atomically. Returns whether this call did: an earlier report stays.
 
         Args:
-          stale: the bytes of a report of another key that this one is to replace.
+          stale: the bytes of a report that this one is to replace, of another key or of records that failed.
+          inputs: what was read, to be kept with the rejects, if there are some.
 
         Raises:
           ValueError: if the ledger does not add up, or not with what was written.
@@ -166,7 +188,8 @@ class UnitWriter:
         self._check()
         name = report_name(self._unit)
         try:
-            report = Report(self._unit, source, key, self._adopt_shard(), self._adopt_rejects(), self.ledger, deny)
+            files = self._adopt_shard(), self._adopt_rejects(inputs)
+            report = Report(self._unit, source, key, *files, self.ledger, deny, settings)
         except FileNotFoundError:
             if self._folder.read(name) in (None, stale):
                 raise
@@ -195,10 +218,10 @@ class UnitWriter:
         self._folder.adopt(self._drafts[0], info.path)
         return info
 
-    def _adopt_rejects(self) -> ShardInfo | None:
+    def _adopt_rejects(self, inputs: str) -> ShardInfo | None:
         if self._rejects is None:
             return None
-        info = self._rejects.close(f"{REJECTS}/{self._unit}")
+        info = self._rejects.close(f"{REJECTS}/{self._unit}", inputs)
         self._folder.adopt(self._drafts[1], info.path)
         return info
 
@@ -223,9 +246,18 @@ class _RejectWriter:
         self._writer.write_table(pa.table(columns, schema=REJECT_SCHEMA))
         self._pending = []
 
-    def close(self, stem: str) -> ShardInfo:
+    def abandon(self) -> None:
+        """Close the file as it is: whoever calls this removes it."""
+        try:
+            self._writer.close()
+        finally:
+            self._sink.close()
+
+    def close(self, stem: str, inputs: str) -> ShardInfo:
         if self._pending:
             self._flush()
+        if inputs:
+            self._writer.add_key_value_metadata({INPUTS: inputs})
         self._writer.close()
         self._sink.close()
         digest = self._sink.hexdigest
@@ -239,3 +271,12 @@ def read_rejects(folder: Folder, report: Report) -> Iterable[Reject]:
     with folder.fs.open(folder.path(report.rejects.path), "rb") as file:
         for batch in pq.ParquetFile(pa.PythonFile(file, mode="r")).iter_batches(REJECTS_AT_ONCE):
             yield from (Reject(**row) for row in batch.to_pylist())
+
+
+def read_inputs(folder: Folder, report: Report) -> str:
+    """Read what a unit noted of its input when it was committed, "" where nothing is noted."""
+    if report.rejects is None:
+        return ""
+    with folder.fs.open(folder.path(report.rejects.path), "rb") as file:
+        metadata = pq.ParquetFile(pa.PythonFile(file, mode="r")).metadata.metadata or {}
+    return bytes(metadata.get(INPUTS, b"")).decode()

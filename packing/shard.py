@@ -408,7 +408,7 @@ class Place(NamedTuple):
 
 
 def _remote(folder: Folder, path: str) -> pa.PythonFile:
-    return pa.PythonFile(folder.fs.open(path, "rb", block_size=READ_AHEAD), mode="r")
+    return pa.PythonFile(folder.fs.open(path, "rb", block_size=READ_AHEAD, cache_type="readahead"), mode="r")
 
 
 def _segment(fields: dict[str, Any]) -> Segment:

@@ -1,99 +1,175 @@
 """Beam: the glue that runs a job's units, and finds duplicates, on any runner. No logic lives here."""
 
 import logging
+import signal
+import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
+from itertools import islice, product
+from types import FrameType
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.runner import PipelineResult, PipelineState
 
-from ..errors import RunFailed, UserError
+from ..errors import UserError
 from ..packing.manifest import shards_of
 from ..packing.report import Report
 from ..packing.storage import TEMPORARY, Folder
 from . import duplicates as found
 from . import eval_ngrams
+from .dataflow import for_hints, hints
 from .duplicates import Duplicate, Member
+from .engine_errors import said_by
+from .engine_flags import is_default, is_in_process, runner, shares
 from .eval_ngrams import Listed, Search
-from .job import Job, pending, run_unit
+from .job import Job, pending
+from .job_servers import served
 from .local_workers import LocalWorkers
+from .same_code import SameCode
 from .tokenize import TokenizeJob
-from .units import Unit
+from .underway import Errand, attempt, errand, underway
 
 NAMESPACE = "worldloom"
-OS_ERRORS = {"OSError", "FileNotFoundError", "PermissionError", "BlockingIOError", "ConnectionError", "TimeoutError"}
 SLICE = 2**13  # examples whose hashes the in-memory runner holds at once, some megabytes
 RUNS = 2**22  # runs of tokens in a slice, whose hashes a worker sorts at once: 32 MB
-
-
-def is_local(flags: list[str]) -> bool:
-    """Do the flags leave the choice of the engine, and of its processes, to worldloom?"""
-    return not any(flag.startswith(("--runner", "--direct_")) for flag in flags)
-
-
-def pipeline(flags: list[str]) -> beam.Pipeline:
-    """Return an empty pipeline for the user's flags; where they name no runner, for Beam's in-memory one."""
-    if any(flag.startswith("--runner") for flag in flags):
-        try:
-            return beam.Pipeline(options=PipelineOptions(flags))
-        except ValueError as error:
-            raise UserError(f"Beam refuses {' '.join(flags)}: {error}") from error
-    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # it would print what it raises anyway
-    return beam.Pipeline(FnApiRunner(), PipelineOptions(flags))
+CANCELLING = 60.0  # seconds that an engine gets to end a job
+Share = tuple[str, int, int]  # a part, and which of how many shares of its units or shards
 
 
 @contextmanager
-def plain_errors() -> Iterator[None]:
-    """Take Beam's wrapping, a step's name and perhaps a type's, off what a user can mend and off Ctrl-C."""
+def running(flags: list[str]) -> Iterator[beam.Pipeline]:
+    """Give an empty pipeline for the user's flags, and run it to its end.
+
+    Raises:
+      KeyboardInterrupt: once the engine has ended the job.
+      UserError, RunFailed: if a worker raised it, or the job failed otherwise.
+    """
+    here = is_in_process(flags)
+    with said_by("" if here else runner(flags)), served(flags) as complete:
+        p = pipeline(complete)
+        yield p
+        result: PipelineResult | None = None
+        try:
+            with nullcontext() if here else held_back():
+                result = p.result = p.run()
+            result.wait_until_finish()
+        except BaseException:
+            cancel(result)
+            raise
+        finally:
+            close(result)
+
+
+def pipeline(flags: list[str]) -> beam.Pipeline:
+    """Return an empty pipeline for the user's flags; where they name no runner, for Beam's in-memory one.
+
+    Raises:
+      UserError: if Beam refuses the flags.
+    """
+    if is_in_process(flags):
+        logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # it would print what it raises anyway
+    try:
+        return beam.Pipeline(FnApiRunner() if is_in_process(flags) else None, PipelineOptions(for_hints(flags, {})))
+    except (ValueError, ImportError) as error:
+        raise UserError(f"Beam refuses {' '.join(flags)}: {error}") from error
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Hold the first Ctrl-C back while a job is sent off: one that nobody has heard of could not be cancelled."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        if held and callable(before):
+            before(number, frame)
+        held.append(number)
+
+    signal.signal(signal.SIGINT, hold)
     try:
         yield
-    except Exception as error:
-        text = str(error).partition(" [while running ")[0]
-        kind, _, rest = text.partition(": ")
-        if "KeyboardInterrupt" in kind:
-            raise KeyboardInterrupt from None
-        if isinstance(error, UserError):
-            raise type(error)(text) from None
-        if isinstance(error, OSError) or (type(error) is RuntimeError and kind in OS_ERRORS):
-            said = text if isinstance(error, OSError) else rest
-            raise RunFailed(f"a worker failed: {said}: mend it and call the same command again") from error
-        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held:
+        raise KeyboardInterrupt
 
 
-class ListUnits(beam.DoFn):
-    """List the units of a part that are still to be done."""
+def cancel(result: PipelineResult | None) -> None:
+    """End a job on its engine, and wait until it has ended, for a while."""
+    with suppress(Exception):  # an engine that is gone, or has ended the job itself
+        if result is None or PipelineState.is_terminal(result.state):
+            return
+        result.cancel()
+        until = time.monotonic() + CANCELLING
+        while not PipelineState.is_terminal(result.state) and time.monotonic() < until:
+            time.sleep(0.2)
 
-    def __init__(self, job: Job):
-        self._job = job
 
-    def process(self, part: str) -> Iterator[Unit]:
-        yield from pending(self._job, part)
+def close(result: PipelineResult | None) -> None:
+    """Leave Dask's scheduler, and end it where it was started for this job: its processes would outlive ours."""
+    client = getattr(result, "client", None)
+    if client is not None:
+        own = client.cluster
+        client.close()
+        if own is not None:
+            own.close()
 
 
-class RunUnit(beam.DoFn):
+def parts_of(p: beam.Pipeline, parts: Iterable[str], flags: list[str]) -> beam.PCollection[Share]:
+    """Begin a pipeline with a job's parts, in shares where the engine would do all of a part's units in one place."""
+    number = shares(flags)
+    return p | "Parts" >> beam.Create([(part, i, number) for part, i in product(parts, range(number))], reshuffle=False)
+
+
+class Sent(beam.DoFn):
+    """A step as it is sent to workers: it begins with the check that they run the same code."""
+
+    def __init__(self) -> None:
+        self._same_code = SameCode()
+
+
+class ListUnits(Sent):
+    """List a share of the units of a part that are still to be done, as errands."""
+
+    def __init__(self, job: Job, run: Folder):
+        super().__init__()
+        self._job, self._run = job, run
+
+    def process(self, share: Share) -> Iterator[tuple[Any, ...]]:
+        for unit in pending(self._job, *share):
+            yield tuple(errand(self._run, unit))
+
+
+class RunUnit(Sent):
     """Do a unit, and count what came of it."""
 
-    def __init__(self, job: Job):
-        self._job = job
+    def __init__(self, job: Job, run: Folder):
+        super().__init__()
+        self._job, self._run = job, run
 
-    def process(self, unit: Unit) -> None:
-        count(run_unit(self._job, unit))
+    def process(self, told: tuple[Any, ...]) -> None:
+        count(attempt(self._job, self._run, Errand(*told)))
 
 
 class RunUnitsLocally(beam.DoFn):
     """Do units in several processes of this machine, and count what came of them."""
 
-    def __init__(self, job: Job, workers: int):
-        self._job, self._number = job, workers
+    def __init__(self, job: Job, run: Folder, workers: int):
+        self._job, self._run, self._number = job, run, workers
 
     def start_bundle(self) -> None:
         self._workers = LocalWorkers(self._number)
 
-    def process(self, unit: Unit) -> None:
-        for report in self._workers.submit(run_unit, self._job, unit):
+    def process(self, told: tuple[Any, ...]) -> None:
+        for report in self._workers.submit(attempt, self._job, self._run, Errand(*told)):
             count(report)
 
     def finish_bundle(self) -> None:
@@ -102,45 +178,53 @@ class RunUnitsLocally(beam.DoFn):
         self._workers.close()
 
 
-def count(report: Report) -> None:
+def count(report: Report | None) -> None:
     """Add a unit's ledger to Beam's counters."""
-    Metrics.counter(NAMESPACE, "units").inc()
-    for name in ("read", "kept", "dropped", "failed"):
-        Metrics.counter(NAMESPACE, name).inc(getattr(report.ledger, name))
-    Metrics.counter(NAMESPACE, "tokens").inc(report.shard.tokens)
+    Metrics.counter(NAMESPACE, "units" if report else "failed_units").inc()
+    if report:
+        for name in ("read", "kept", "dropped", "failed"):
+            Metrics.counter(NAMESPACE, name).inc(getattr(report.ledger, name))
+        Metrics.counter(NAMESPACE, "tokens").inc(report.shard.tokens)
 
 
 def run_job(job: Job, flags: list[str], workers: int) -> None:
-    """Do all units of a job that are to be done. One element a part goes in; only units pass through.
+    """Do all units of a job that are to be done. One element a share of a part goes in; only units pass through.
 
     Args:
       workers: processes of the in-memory runner's machine; other runners have flags of their own for it.
+
+    Raises:
+      RunFailed: if units failed, with a line for each.
     """
-    work = RunUnitsLocally(job, workers) if workers > 1 and is_local(flags) else RunUnit(job)
-    with plain_errors(), pipeline(flags) as p:
-        _ = (
-            p
-            | "Parts" >> beam.Create(job.parts(), reshuffle=False)
-            | "ListUnits" >> beam.ParDo(ListUnits(job))
-            | "Spread" >> beam.Reshuffle()
-            | "RunUnits" >> beam.ParDo(work)
-        )
+    with underway(job.folder) as run:
+        work = RunUnitsLocally(job, run, workers) if workers > 1 and is_default(flags) else RunUnit(job, run)
+        given = hints(job, flags)
+        with running(for_hints(flags, given)) as p:
+            _ = (
+                parts_of(p, job.parts(), flags)
+                | "ListUnits" >> beam.ParDo(ListUnits(job, run))
+                | "Spread" >> beam.Reshuffle()
+                | "RunUnits" >> beam.ParDo(work).with_resource_hints(**given)
+            )
 
 
-class ListShards(beam.DoFn):
-    """List the shards of finished examples, and their units."""
+class ListShards(Sent):
+    """List a share of the shards of finished examples, and their units."""
 
     def __init__(self, folder: Folder):
+        super().__init__()
         self._folder = folder
 
-    def process(self, part: str) -> Iterator[tuple[str, str]]:
-        yield from shards_of(self._folder, part)
+    def process(self, share: Share) -> Iterator[tuple[str, str]]:
+        part, number, shares = share
+        yield from islice(shards_of(self._folder, part), number, None, shares)
 
 
-class Hashes(beam.DoFn):
+class Hashes(Sent):
     """Read those hashes of a shard's examples that fall into one of several slices."""
 
     def __init__(self, job: TokenizeJob, number: int, slices: int):
+        super().__init__()
         self._job, self._number, self._slices = job, number, slices
 
     def process(self, shard: tuple[str, str]) -> Iterator[tuple[bytes, tuple[Any, ...]]]:
@@ -156,10 +240,11 @@ def losers(group: tuple[bytes, Iterable[tuple[Any, ...]]]) -> Iterator[tuple[int
         yield 0, tuple(duplicate)
 
 
-class WriteDuplicates(beam.DoFn):
+class WriteDuplicates(Sent):
     """Write one slice's list of duplicates; the same list again does no harm."""
 
     def __init__(self, job: TokenizeJob, name: str, key: str):
+        super().__init__()
         self._job, self._name, self._key = job, name, key
 
     def process(self, group: tuple[int, Iterable[tuple[Any, ...]]]) -> None:
@@ -179,13 +264,12 @@ def run_duplicates(job: TokenizeJob, flags: list[str], key: str, records: int) -
     Raises:
       RunFailed: if a worker wrote its list elsewhere.
     """
-    slices = max(1, records // SLICE) if is_local(flags) else 1
+    slices = max(1, records // SLICE) if is_default(flags) else 1
     names = [f"{TEMPORARY}duplicates-{number}" for number in range(slices)]
     for number, name in enumerate(names):
-        with plain_errors(), pipeline(flags) as p:
+        with running(flags) as p:
             hashed = (
-                p
-                | "Parts" >> beam.Create(job.parts(), reshuffle=False)
+                parts_of(p, job.parts(), flags)
                 | "ListShards" >> beam.ParDo(ListShards(job.folder))
                 | "Spread" >> beam.Reshuffle()
                 | "Hashes" >> beam.ParDo(Hashes(job, number, slices))
@@ -202,20 +286,22 @@ def run_duplicates(job: TokenizeJob, flags: list[str], key: str, records: int) -
     found.merge(job.folder, names, key)
 
 
-class WriteShard(beam.DoFn):
+class WriteShard(Sent):
     """Write the hashes of a shard's runs of tokens on the eval side."""
 
     def __init__(self, search: Search, slices: int):
+        super().__init__()
         self._search, self._slices = search, slices
 
     def process(self, shard: tuple[str, str]) -> Iterator[str]:
         yield eval_ngrams.write_shard(self._search, shard[0], self._slices)
 
 
-class WriteSlice(beam.DoFn):
+class WriteSlice(Sent):
     """Write one slice of the list of runs, of all shards' hashes."""
 
     def __init__(self, search: Search, slices: int):
+        super().__init__()
         self._search, self._slices = search, slices
 
     def process(self, number: int, drafts: Sequence[str]) -> None:
@@ -234,10 +320,9 @@ def run_eval_ngrams(search: Search, flags: list[str], tokens: int) -> Listed:
       RunFailed: if a worker wrote its list elsewhere.
     """
     slices = max(1, tokens // RUNS)
-    with plain_errors(), pipeline(flags) as p:
+    with running(flags) as p:
         drafts = (
-            p
-            | "Parts" >> beam.Create(search.parts(), reshuffle=False)
+            parts_of(p, search.parts(), flags)
             | "ListShards" >> beam.ParDo(ListShards(search.folder))
             | "Spread" >> beam.Reshuffle()
             | "WriteShards" >> beam.ParDo(WriteShard(search, slices))

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,9 @@ from .reading.documents import read_part
 from .reading.listing import list_parts
 from .records import BadRecord, Found, TextDocument
 from .units import fraction
+
+Known = Mapping[bytes, np.ndarray]  # ids of texts by the hash of their content
+NONE: Known = MappingProxyType({})
 
 
 def texts(paths: list[str]) -> Iterator[str]:
@@ -102,20 +106,28 @@ class Encoded(NamedTuple):
     content: str
 
 
-def encode(recipe: Recipe, source: BookSource, found: Found, denied: frozenset[str]) -> Encoded | Reject:
-    """Turn one record into ids, or say why not."""
+def encode(
+    recipe: Recipe, source: BookSource, found: Found, denied: frozenset[str], known: Known = NONE
+) -> Encoded | Reject:
+    """Turn one record into ids, or say why not.
+
+    Args:
+      known: texts that need not be encoded again.
+    """
     admitted = examine(found, source, recipe.seed, denied)
     if isinstance(admitted, Reject):
         return admitted
-    ids = text_tokenizer(recipe.vocabulary.text).encode(admitted.text)
+    ids = known.get(admitted.exact)
+    if ids is None:
+        ids = text_tokenizer(recipe.vocabulary.text).encode(admitted.text)
     if reason := judge_length(len(ids), source):
         return reject(found, source, "filter", DROPPED, reason, f"{len(ids)} tokens", admitted.exact)
     return Encoded(ids, admitted.exact, admitted.content)
 
 
-def row(recipe: Recipe, source: BooksSource, found: Found, denied: frozenset[str]) -> Row | Reject:
-    """Turn one record into an example's row, or say why not."""
-    encoded = encode(recipe, source, found, denied)
+def row(recipe: Recipe, source: BooksSource, found: Found, denied: frozenset[str], known: Known = NONE) -> Row | Reject:
+    """Turn one record into an example's row, or say why not; texts that are `known` are not encoded again."""
+    encoded = encode(recipe, source, found, denied, known)
     if isinstance(encoded, Reject):
         return encoded
     ids, exact, content = encoded

@@ -17,25 +17,40 @@ from ..sources import BookQuestionsSource, Source
 from . import duplicates, eval_ngrams
 from .asking.replies import sweep
 from .deny import with_deny_lists
+from .engine_flags import for_step
+from .engines import engine
 from .job import Job, finish, is_done, prepare, reopen
 from .pack import PackJob
 from .progress import ReportBar
+from .remote import extras, need_reachable, with_device
 from .tokenize import TokenizeJob, surroundings, versions
+from .underway import clear
 from .units import digest
 
 EXAMPLES, QUESTIONS, REPLIES, RECIPE = "examples", "questions", "replies", "recipe.yaml"
 
 
-def build(recipe: Recipe, out: str, flags: list[str], workers: int) -> dict[str, Any]:
+def build(recipe: Recipe, out: str, flags: list[str], workers: int, name: str = "") -> dict[str, Any]:
     """Build all that a recipe describes under `out`. Returns the manifests by folder name.
 
-    Finished units are kept: the same call after a kill, or with more packing sections, does the rest.
+    Finished units are kept: the same call after a kill, with more packing sections or on another engine, does the rest.
+
+    Args:
+      flags: of Beam, which choose the engine; what they leave out is derived.
+      workers: processes of the default engine.
+      name: of the job on an engine that names jobs; default: the output folder's.
 
     Raises:
-      UserError: if the recipe, the input or the output is not as it must be, or too many records failed.
+      UserError: if the recipe, the input, the engine or the output is not as it must be, or too many records failed.
     """
+    need_reachable(recipe, flags)
+    with engine(flags, out, name or base(out), extras(recipe)) as complete:
+        return _build(recipe, out, complete, workers)
+
+
+def _build(recipe: Recipe, out: str, flags: list[str], workers: int) -> dict[str, Any]:
     folder = Folder(out)
-    recipe = with_deny_lists(recipe)
+    recipe = with_device(with_deny_lists(recipe), flags)
     job = TokenizeJob(recipe, folder.sub(EXAMPLES).url, questions=folder.sub(QUESTIONS).url)
     check(job)
     claim(folder, recipe, job.vocabulary.fingerprint)
@@ -50,20 +65,24 @@ def build(recipe: Recipe, out: str, flags: list[str], workers: int) -> dict[str,
     return made
 
 
-def questions(recipe: Recipe, out: str, flags: list[str], workers: int) -> dict[str, Any]:
+def questions(recipe: Recipe, out: str, flags: list[str], workers: int, name: str = "") -> dict[str, Any]:
     """Make the questions that a recipe wants about its books, as `build` does first. Returns the manifest.
+
+    Args are those of `build`.
 
     Raises:
       UserError: as `build`, and if no source of the recipe wants questions.
     """
     folder = Folder(out)
-    recipe = with_deny_lists(recipe)
+    recipe = with_device(with_deny_lists(recipe), flags)
     job = question_job(recipe, folder)
     if not job.parts():
         raise UserError("no source of this recipe is of kind book-questions, so there is nothing to ask")
     check(job)
-    claim(folder, recipe, job.vocabulary.fingerprint)
-    return ask(job, flags, workers, again=True)
+    need_reachable(recipe, flags)
+    with engine(flags, out, name or base(out), extras(recipe)) as complete:
+        claim(folder, recipe, job.vocabulary.fingerprint)
+        return ask(job, complete, workers, again=True)
 
 
 def question_job(recipe: Recipe, folder: Folder) -> TokenizeJob:
@@ -102,8 +121,14 @@ def pack(examples: str, out: str, section: PackSection, flags: list[str], worker
     Raises:
       UserError: if the examples are not complete, or `out` cannot be written.
     """
-    job = with_eval_ngrams(pack_job(examples, out, section), flags)
-    return run(job, "pack", describe_packed(job), 1.0, flags, workers)
+    with engine(flags, out, base(out)) as complete:
+        job = with_eval_ngrams(pack_job(examples, out, section), complete)
+        return run(job, "pack", describe_packed(job), 1.0, complete, workers)
+
+
+def base(url: str) -> str:
+    """Return the last name of a path or URL."""
+    return url.rstrip("/").rpartition("/")[2]
 
 
 def pack_job(examples: str, out: str, section: PackSection) -> PackJob:
@@ -214,8 +239,10 @@ def run(
 
         reopen(job)
         with ReportBar(title, job.folder, total, total - waiting):
-            run_job(job, flags, min(workers, waiting))
-    return finish(job, described, limit)
+            run_job(job, for_step(flags, title), min(workers, waiting))
+    made = finish(job, described, limit)
+    clear(job.folder)
+    return made
 
 
 def count(job: Job) -> tuple[int, int]:
@@ -230,7 +257,7 @@ def find_duplicates(job: TokenizeJob, examples: dict[str, Any], flags: list[str]
     if key and duplicates.read_key(job.folder) != key:
         from .beam_jobs import run_duplicates
 
-        run_duplicates(job, flags, key, examples["rows"])
+        run_duplicates(job, for_step(flags, "duplicates"), key, examples["rows"])
 
 
 def with_eval_ngrams(job: PackJob, flags: list[str]) -> PackJob:
@@ -242,7 +269,7 @@ def with_eval_ngrams(job: PackJob, flags: list[str]) -> PackJob:
     if said is None or said.key != search.key:
         from .beam_jobs import run_eval_ngrams
 
-        said = run_eval_ngrams(search, flags, int(job.dataset.manifest["tokens"] * job.eval))
+        said = run_eval_ngrams(search, for_step(flags, "eval-ngrams"), int(job.dataset.manifest["tokens"] * job.eval))
     return replace(job, ngrams=said.content)
 
 

@@ -50,11 +50,18 @@ def named_versions(source: MediaSource, part: Part) -> str:
     """
     if source.dataset or form_of(part.url) not in TABLES or not names_files(source, part):
         return ""
-    root, marks = Root(source.media_root or folder_of(part)), hashlib.blake2b(digest_size=16)
+    marks = hashlib.blake2b(digest_size=16)
+    for version in file_versions(source, part):
+        marks.update(f"{version}\n".encode())
+    return marks.hexdigest()
+
+
+def file_versions(source: MediaSource, part: Part) -> Iterator[str]:
+    """Yield what tells one content of the file that a row names from another, one for each row of a table."""
+    root = Root(source.media_root or folder_of(part))
     with damage_passed_over():
         for row in read_rows(source, part):
-            marks.update(f"{_version(source, row, root) if isinstance(row, Row) else ''}\n".encode())
-    return marks.hexdigest()
+            yield _version(source, row, root) if isinstance(row, Row) else ""
 
 
 def _version(source: MediaSource, row: Row, root: Root) -> str:

@@ -108,13 +108,19 @@ def named_versions(source: ChatSource, part: Part) -> str:
     """
     if source.dataset or not form_of(part.url) or not _may_name_files(source, part):
         return ""
-    root, marks, some = Root(source.media_root or folder_of(part)), hashlib.blake2b(digest_size=16), False
+    marks, some = hashlib.blake2b(digest_size=16), False
+    for found in file_versions(source, part):
+        marks.update(f"{found}\n".encode())
+        some = some or bool(found)
+    return marks.hexdigest() if some else ""
+
+
+def file_versions(source: ChatSource, part: Part) -> Iterator[list[str]]:
+    """Yield what tells one content of the files that a chat names from another, one list for each chat."""
+    root = Root(source.media_root or folder_of(part))
     with damage_passed_over():
         for row in read_rows(source, part):
-            found = _versions(source, row.values, root) if isinstance(row, Row) else []
-            marks.update(f"{found}\n".encode())
-            some = some or bool(found)
-    return marks.hexdigest() if some else ""
+            yield _versions(source, row.values, root) if isinstance(row, Row) else []
 
 
 def _may_name_files(source: ChatSource, part: Part) -> bool:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from ..errors import RunFailed
 from ..packing.manifest import DUPLICATES
-from ..packing.shard import HashingFile, Shard
+from ..packing.shard import Shard
 from ..packing.storage import Folder
 
 SCHEMA = pa.schema(
@@ -96,12 +96,9 @@ def write(folder: Folder, duplicates: list[Duplicate], key: str, name: str = DUP
 
 
 def _write(folder: Folder, table: pa.Table, key: str, name: str) -> None:
-    draft = folder.scratch(name)
-    sink = HashingFile(draft)
     table = table.replace_schema_metadata({"key": key})
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    sink.close()
-    folder.adopt(draft, name)
+    with folder.adopted(name) as draft:
+        pq.write_table(table, draft, compression="zstd", write_page_checksum=True)
 
 
 def merge(folder: Folder, names: list[str], key: str) -> None:

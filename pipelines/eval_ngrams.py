@@ -183,16 +183,15 @@ def merge(search: Search, slices: int) -> Listed:
     if None in sizes:
         raise _unwritten(folder, names[sizes.index(None)])
     total = sum(size or 0 for size in sizes) // 8
-    draft = folder.scratch(list_name(search.n))
-    sink = HashingFile(draft)
     header = {"descr": "<u8", "fortran_order": False, "shape": (total,)}
-    np.lib.format.write_array_header_1_0(sink, header)
-    for name in names:
-        sink.write(folder.read(name) or b"")
-    sink.close()
+    with folder.adopted(list_name(search.n)) as draft:
+        sink = HashingFile(draft)
+        np.lib.format.write_array_header_1_0(sink, header)
+        for name in names:
+            sink.write(folder.read(name) or b"")
+        sink.close()
+        folder.remove(said_name(search.n))  # a list without what is told of it is none
     listed = Listed(search.key, sink.hexdigest, total)
-    folder.remove(said_name(search.n))  # a list without what is told of it is none
-    folder.adopt(draft, list_name(search.n))
     folder.overwrite(said_name(search.n), (json.dumps(listed._asdict(), indent=1) + "\n").encode())
     for name in [name for name in folder.names() if name.startswith(search.drafts)]:
         folder.remove(name)

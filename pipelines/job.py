@@ -1,6 +1,7 @@
 """What every job is, whatever engine runs it: units, those still to be done, and the data set they make."""
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Protocol
 
 from ..errors import RunFailed
@@ -47,9 +48,9 @@ class Job(Protocol):
         ...
 
 
-def pending(job: Job, part: str) -> Iterator[Unit]:
-    """Yield the units of a part that have no report, or a stale one."""
-    return (unit for unit in job.units(part) if not is_done(job, unit))
+def pending(job: Job, part: str, number: int = 0, shares: int = 1) -> Iterator[Unit]:
+    """Yield the units of a part that have no report, or a stale one; of several shares, those of one."""
+    return (unit for unit in islice(job.units(part), number, None, shares) if not is_done(job, unit))
 
 
 def is_done(job: Job, unit: Unit) -> bool:

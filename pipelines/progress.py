@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+from contextlib import suppress
 from types import TracebackType
 
 from rich.console import Console
@@ -11,7 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..packing.report import finished_units, read_report
 from ..packing.storage import Folder
 
-SECONDS = 0.5  # between two looks at the reports
+SECONDS = 0.5  # between two looks at the reports, at the least
+SHARE = 0.1  # of the time that goes into looking, at the most: a million reports in a bucket take a while to list
 
 
 class ReportBar:
@@ -54,16 +56,22 @@ class ReportBar:
         print(f"{self._title}: {self._rate()} in {seconds:.1f} s", file=sys.stderr)  # noqa: T201
 
     def _watch(self) -> None:
-        while not self._stop.wait(SECONDS):
+        took = 0.0
+        while not self._stop.wait(max(SECONDS, took / SHARE)):
+            started = time.monotonic()
             self._look()
+            took = time.monotonic() - started
 
     def _look(self) -> None:
-        for name in finished_units(self._folder):
-            if name not in self._seen and (report := read_report(self._folder, name)):
-                self._seen.add(name)
-                self._done += 1
-                self._records += report.ledger.read
-                self._tokens += report.shard.tokens
+        with suppress(
+            OSError
+        ):  # a store that does not answer now stops no job: the next look sees what this one missed
+            for name in finished_units(self._folder):
+                if name not in self._seen and (report := read_report(self._folder, name)):
+                    self._seen.add(name)
+                    self._done += 1
+                    self._records += report.ledger.read
+                    self._tokens += report.shard.tokens
         self._progress.update(self._task, completed=self._done, rate=self._rate())
 
     def _rate(self) -> str:

@@ -2,9 +2,10 @@
 
 import json
 import platform
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ from ..tokenizers.vocabulary import Vocabulary
 from . import books, lwm_rows
 from .admission import denied_by
 from .deny import deny_list
+from .inputs import Input, marked, written
 from .models import vocabulary_of
 from .reading import documents
 from .reading.listing import list_parts
@@ -29,6 +31,7 @@ from .scratch import scratch
 from .units import Part, Unit, digest, group
 
 Record = TypeVar("Record")
+Outcomes = Callable[[Unit, frozenset[str], Path, Ledger, list[int]], Generator[Row | Reject]]
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,19 @@ class TokenizeJob:
 
     def units(self, part: str) -> Iterator[Unit]:
         source = self.recipe.source(part)
-        facts = key_facts(self.recipe, source, asking=bool(self.replies))
-        known = digest(facts, self.vocabulary.fingerprint, versions(self.recipe, source))
+        settings = self.settings(source)
         for name, parts in self._groups(part):
-            inputs = [(p.id, p.start, p.end, p.size, p.version, *_named(source, p)) for p in parts]
-            yield Unit(name, part, parts, digest(known, inputs, *self._asked(source, name)))
+            inputs = [facts_of(source, p) for p in parts]
+            yield Unit(name, part, parts, self.key(source, name, settings, inputs))
+
+    def settings(self, source: Source) -> str:
+        """Digest all that the rows of a source depend on besides its input."""
+        facts = key_facts(self.recipe, source, asking=bool(self.replies))
+        return digest(facts, self.vocabulary.fingerprint, versions(self.recipe, source))
+
+    def key(self, source: Source, unit: str, settings: str, inputs: list[list[Any]]) -> str:
+        """Digest all that a unit's rows depend on; `inputs` as `facts_of` tells them."""
+        return digest(settings, inputs, *self._asked(source, unit))
 
     def _asked(self, source: Source, unit: str) -> list[str]:
         """Return the digest of a unit's questions, which its rows depend on as well."""
@@ -108,24 +119,34 @@ class TokenizeJob:
         return settled
 
     def run(self, unit: Unit) -> None:
-        source = self.recipe.source(unit.source)
+        self.write(unit, self.folder.read(report_name(unit.name)), self._outcomes)
+
+    def write(self, unit: Unit, stale: bytes | None, outcomes: Outcomes) -> None:
+        """Write the shard of a unit and commit it.
+
+        Args:
+          stale: the bytes of the report that is to be replaced, and only if it is still there.
+          outcomes: gives what becomes of each record, in order, and counts in a list how many each part has.
+        """
+        source, records = self.recipe.source(unit.source), [0] * len(unit.parts)
         entries, mark = deny_list(tuple(source.deny))
-        stale = self.folder.read(report_name(unit.name))
         with scratch() as folder, UnitWriter(self.folder, unit.name, self.vocabulary, EXAMPLES) as writer:
-            with closing(self._outcomes(source, unit, entries, folder, writer.ledger)) as outcomes:
-                for outcome in outcomes:
+            with closing(outcomes(unit, entries, folder, writer.ledger, records)) as found:
+                for outcome in found:
                     if isinstance(outcome, Reject):
                         writer.reject(outcome)
                     else:
                         writer.ledger.count(KEPT)
                         writer.add(outcome)
-            writer.commit(unit.source, unit.key, mark, stale)
+            inputs = written(_inputs(source, unit, records)) if writer.ledger.failed else ""
+            writer.commit(unit.source, unit.key, mark, stale, self.settings(source), inputs)
 
     def _outcomes(
-        self, source: Source, unit: Unit, denied: frozenset[str], folder: Path, ledger: Ledger
+        self, unit: Unit, denied: frozenset[str], folder: Path, ledger: Ledger, records: list[int]
     ) -> Generator[Row | Reject]:
         """Yield what becomes of each record of a unit, all counted in `ledger` as they are read."""
-        found = read_unit(source, unit, folder)
+        source = self.recipe.source(unit.source)
+        found = read_unit(source, unit, folder, records)
         if not isinstance(source, BookQuestionsSource):
             return tokenize(self.recipe, source, counted(found, ledger), denied, folder)
         from . import question_rows
@@ -137,6 +158,36 @@ class TokenizeJob:
             return tokenize(self.recipe, source, items, denied, folder)
         pieces = counted(question_rows.pieces(self.recipe, source, found, denied), ledger)
         return question_rows.rows(self.recipe, source, pieces, Folder(self.replies), ledger)
+
+
+def facts_of(source: Source, part: Part) -> list[Any]:
+    """Say what tells a part from all others, and its present content from another, as a unit's key digests it."""
+    return [*file_facts(part), *_named(source, part)]
+
+
+def file_facts(part: Part) -> list[Any]:
+    """The same without what its rows name."""
+    return [part.id, part.start, part.end, part.size, part.version]
+
+
+def file_marks(source: Source, part: Part) -> list[str]:
+    """Mark the content of the files that each row of a part names; no marks where they name none."""
+    if isinstance(source, TextSource) or not any(_named(source, part)):
+        return []
+    if isinstance(source, ChatSource):
+        from .conversations import file_versions as of_chats
+
+        return [marked(versions) for versions in of_chats(source, part)]
+    from .captioned import file_versions
+
+    return [marked(version) for version in file_versions(source, part)]
+
+
+def _inputs(source: Source, unit: Unit, records: list[int]) -> list[Input]:
+    """Say what a unit read, given how many records each part had."""
+    return [
+        Input(facts_of(source, part), n, file_marks(source, part)) for part, n in zip(unit.parts, records, strict=True)
+    ]
 
 
 def _named(source: Source, part: Part) -> list[str]:
@@ -159,10 +210,15 @@ def counted(records: Iterator[Record], ledger: Ledger) -> Iterator[Record]:
         yield found
 
 
-def read_unit(source: Source, unit: Unit, folder: Path | None = None) -> Iterator[Found]:
-    """Yield every record of a unit, in order; temporary files are made in `folder`."""
-    for part in unit.parts:
-        yield from read(source, part, folder)
+def read_unit(
+    source: Source, unit: Unit, folder: Path | None = None, records: list[int] | None = None
+) -> Iterator[Found]:
+    """Yield every record of a unit, in order; temporary files are made in `folder`, and each part's counted."""
+    for number, part in enumerate(unit.parts):
+        for found in read(source, part, folder):
+            if records is not None:
+                records[number] += 1
+            yield found
 
 
 def read(source: Source, part: Part, folder: Path | None = None) -> Iterator[Found]:
@@ -220,7 +276,7 @@ def key_facts(recipe: Recipe, source: Source, asking: bool = False) -> dict[str,
 
     Nor how URLs are fetched, or a language model is reached: what the world answers is fixed by the first commit.
     """
-    outside: dict[str, Any] = dict.fromkeys(("path", "deny", "licence", "unit_bytes", "fetch", "media_root"), True)
+    outside: dict[str, Any] = dict.fromkeys(OUTSIDE, True)
     if isinstance(source, BookQuestionsSource):  # its questions are told by the digest of what the question job wrote
         outside |= {"length": True, "trained": True, "questions": REACHED} if asking else {"questions": True}
     section = source.model_dump(mode="json", exclude=outside)
@@ -232,6 +288,7 @@ def surroundings() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in ("kitoken", "numpy", "pyarrow")}}
 
 
+OUTSIDE = ("path", "deny", "licence", "unit_bytes", "records", "fetch", "media_root")
 REACHED = {"url", "key", "limited_by", "at_once", "per_minute", "seconds", "retries", "dollars_in", "dollars_out"}
 DENIABLE = {"document", "image", "video", "book"}
 PICTURES, CLIPS = ["pillow", "simplejpeg"], ["av"]
@@ -246,4 +303,9 @@ def versions(recipe: Recipe, source: Source) -> dict[str, str]:
     names += NETWORKS if vision and vision.kind == "vqgan" else []
     if isinstance(source, ChatSource):
         names += ["py3langid"] * bool(source.filters.languages) + ["google-re2"] * bool(source.filters.patterns)
-    return {"worldloom": __version__, **{name: version(name) for name in names}}
+    return {"worldloom": __version__, **{name: _installed(name) for name in names}}
+
+
+@lru_cache(maxsize=64)
+def _installed(name: str) -> str:
+    return version(name)

@@ -1,6 +1,7 @@
 """Fixtures that every test may use."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,11 @@ from worldloom.packing.row import Row, sequence_row
 from worldloom.packing.shard import Kind
 from worldloom.packing.storage import Folder
 from worldloom.tokenizers.vocabulary import Vocabulary
+
+# Where the environment forbids Python to keep what it compiles, each of the many processes that tests start would
+# compile Beam, JAX or torch anew: half of its time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 @pytest.fixture(autouse=True)

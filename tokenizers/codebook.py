@@ -24,6 +24,7 @@ import fsspec
 import numpy as np
 
 from ..errors import UserError
+from .model_files import local_file
 
 CODES = 8192  # as many as LWM's VQGAN has (paper §4.1)
 SIZE, PATCH = 256, 16  # LWM's pictures and grid: 256 x 256 pixels become 16 x 16 codes
@@ -158,7 +159,7 @@ def load(path: str) -> Codebook:
     """
     remedy = "give a codebook, or make one with `worldloom train-codebook`"
     try:
-        with fsspec.open(str(path), "rb") as file:
+        with local_file(str(path)).open("rb") as file:
             content = file.read(LARGEST_FILE + 1)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"The codebook {path} cannot be read ({error}): {remedy}.") from error

@@ -15,11 +15,11 @@ from collections.abc import Set as AbstractSet
 from functools import cached_property
 from typing import Any
 
-import fsspec
 import numpy as np
 import sentencepiece
 
 from ..errors import UserError
+from .model_files import local_file
 from .vocabulary import Vocabulary
 
 SPACE = "\u2581"  # what SentencePiece writes for a space
@@ -121,8 +121,7 @@ def load(path: str) -> TextTokenizer:
     """Read a SentencePiece model from a path or URL that fsspec knows; raises UserError for anything else."""
     remedy = "give a SentencePiece model, or make one with `worldloom train-tokenizer`"
     try:
-        with fsspec.open(str(path), "rb") as file:
-            model = file.read()
+        model = local_file(str(path)).read_bytes()
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"The text model {path} cannot be read ({error}): {remedy}.") from error
     try:

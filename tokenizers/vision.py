@@ -47,20 +47,22 @@ class VisionTokenizer(Protocol):
         ...
 
 
-def load(kind: str, path: str, pixel_range: str | None = None) -> VisionTokenizer:
+def load(kind: str, path: str, pixel_range: str | None = None, device: str | None = None) -> VisionTokenizer:
     """Load a patch codebook, or a VQGAN with the pixel range that its config or the caller names.
 
     Raises UserError where the kind is unknown, the files are missing or damaged, or the pixel range is
-    unknown, unnamed, contradicted, or given to a codebook, which has none.
+    unknown, unnamed, contradicted, or given to a codebook, which has none and makes the same codes on any device.
     """
     if kind == "vqgan":
         from .vqgan import VQGAN  # torch and diffusers take seconds to load
 
-        return VQGAN.load(path, pixel_range)
+        return VQGAN.load(path, pixel_range, device)
     if kind != "codebook":
         raise UserError(f"The vision tokenizer's kind is {kind!r}: give one of {', '.join(get_args(Kind))}.")
     if pixel_range is not None:
         raise UserError(f"A codebook has no pixel range, but {pixel_range!r} is given: leave pixel_range out.")
+    if device is not None:
+        raise UserError(f"A codebook makes the same codes anywhere, but {device!r} is given: leave device out.")
     from . import codebook
 
     return codebook.load(path)

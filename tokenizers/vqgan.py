@@ -8,7 +8,6 @@ that could change its codes; several pictures run side by side, each on a thread
 
 import hashlib
 import json
-import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,12 +22,11 @@ from typing import Any, Self
 import numpy as np
 import torch
 from diffusers.models.autoencoders.vq_model import VQModel
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..errors import UserError
+from .model_files import local_file
 from .vqgan_folder import CONFIG, RANGE, WEIGHTS
 
 RANGES = {"-1..1": (-1.0, 1.0), "0..1": (0.0, 1.0)}  # what a network takes for black and white: LWM's, aMUSEd's
@@ -58,6 +56,7 @@ SETTINGS = {
     "cpu": Setting(torch.float32, batch=1, threads=1, at_once=2),
     "cuda": Setting(torch.bfloat16, batch=16, threads=1, at_once=1),
 }
+ELSEWHERE = "give the workers one, or set vocabulary.vision.device to what they have"
 ENTRIES = {"lookup_from_codebook": False}  # we hand `VQModel.decode` the entries, not their numbers
 DAMAGED = (SafetensorError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 _turn = threading.Lock()  # the number of threads belongs to the whole process
@@ -70,41 +69,45 @@ class VQGAN:
       size: side of a picture in pixels.
       grid: codes a side.
       codes: number of different codes.
-      device: `cpu` or `cuda`.
+      device: `cpu` or `cuda`: what its codes are made on.
       digest: blake2b of the weights, the config, the pixel range and the setting, 32 hexadecimal characters.
     """
 
     size = SIZE
 
-    def __init__(self, model: VQModel, pixel_range: str, digest: str):
+    def __init__(self, model: VQModel, pixel_range: str, digest: str, device: str | None = None):
         self._low, high = RANGES[pixel_range]
         self._unit = 255 / (high - self._low)  # so that x / unit + low is x / 127.5 - 1 for LWM, as it computes it
         self._model = model
-        self.device = model.device.type
-        self._setting = SETTINGS[self.device]
+        self.device = device or model.device.type
+        self._setting = SETTINGS[model.device.type]
         self.grid = SIZE >> (len(model.config["block_out_channels"]) - 1)
         self.codes = int(model.config["num_vq_embeddings"])
         self.digest = digest
 
     @classmethod
-    def load(cls, path: str, pixel_range: str | None = None) -> Self:
+    def load(cls, path: str, pixel_range: str | None = None, device: str | None = None) -> Self:
         """Read a folder as diffusers publishes it, local or at a URL; warns where the pixel range looks wrong.
+
+        On a machine without the device that is asked for it tells its digest, decodes, and does not encode.
 
         Raises UserError where a file is missing or damaged, does not fit the other, or where the pixel range is
         unknown, contradicted, or named neither by the config nor by the caller.
         """
-        with _local(path) as folder:
-            config, named = _read_config(path, folder / CONFIG)
-            chosen = _pixel_range(path, named, pixel_range)
-            model = _read_model(path, folder / WEIGHTS, config)
-            digest = _digest(folder / WEIGHTS, config, chosen, model.device.type)
+        told, weights = (_local(path, name) for name in (CONFIG, WEIGHTS))
+        config, named = _read_config(path, told)
+        chosen = _pixel_range(path, named, pixel_range)
+        model = _read_model(path, weights, config, device)
+        digest = _digest(weights, config, chosen, device or model.device.type)
         _warn_of_range(path, chosen, _suspected(*(_error(cls(model, tried, digest)) for tried in RANGES)))
-        return cls(model, chosen, digest)
+        return cls(model, chosen, digest, device)
 
     def encode(self, frames: np.ndarray) -> np.ndarray:
         """Return the nearest codes by Euclidean distance, `uint16[n, grid * grid]`, of `uint8[n, size, size, 3]`."""
         if frames.dtype != np.uint8 or frames.shape[1:] != (SIZE, SIZE, 3):
             raise ValueError(f"pictures must be uint8[n, {SIZE}, {SIZE}, 3], not {frames.dtype}{list(frames.shape)}")
+        if self._model.device.type != self.device:
+            raise UserError(f"The recipe's codes are made on {self.device}, which this machine lacks: {ELSEWHERE}.")
         return self._run(self._encode, frames, np.empty((0, self.grid**2), np.uint16))
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
@@ -124,7 +127,7 @@ class VQGAN:
 
     @torch.inference_mode()
     def _encode(self, frames: np.ndarray) -> np.ndarray:
-        pixels = torch.from_numpy(frames).to(self.device).permute(0, 3, 1, 2).float().contiguous()
+        pixels = torch.from_numpy(frames).to(self._model.device).permute(0, 3, 1, 2).float().contiguous()
         latents = self._model.encode((pixels / self._unit + self._low).to(self._setting.dtype)).latents
         codes = self._model.quantize(latents.float())[2][2]
         return codes.reshape(len(frames), -1).cpu().numpy().astype(np.uint16)
@@ -132,7 +135,7 @@ class VQGAN:
     @torch.inference_mode()
     def _decode(self, codes: np.ndarray) -> np.ndarray:
         side = isqrt(codes.shape[1])
-        indices = torch.from_numpy(codes.astype(np.int64)).to(self.device)
+        indices = torch.from_numpy(codes.astype(np.int64)).to(self._model.device)
         entries = self._model.quantize.embedding(indices).unflatten(1, (side, side)).permute(0, 3, 1, 2).contiguous()
         pixels = self._model.decode(entries.to(self._setting.dtype), force_not_quantize=True).sample.float()
         levels = ((pixels - self._low) * self._unit).round().clamp(0, 255)
@@ -156,22 +159,17 @@ def _threads(setting: Setting) -> Iterator[ThreadPoolExecutor]:
             torch.set_num_threads(before)
 
 
-@contextmanager
-def _local(path: str) -> Iterator[Path]:
-    """Give a model's local folder, a temporary copy where it lies elsewhere."""
-    with tempfile.TemporaryDirectory() as copy:
-        try:
-            files, root = url_to_fs(path)
-            for name in (CONFIG, WEIGHTS):
-                if not files.isfile(f"{root}/{name}"):
-                    raise UserError(_missing(path, name))
-                if not isinstance(files, LocalFileSystem):
-                    files.get_file(f"{root}/{name}", f"{copy}/{name}")
-        except UserError:
-            raise
-        except (OSError, ValueError, ImportError) as error:
-            raise UserError(f"The VQGAN at {path} cannot be read ({error}): give a folder that can.") from error
-        yield Path(root if isinstance(files, LocalFileSystem) else copy)
+def _local(path: str, name: str) -> Path:
+    """Return the local path of a file of a model's folder."""
+    try:
+        file = local_file(f"{path.rstrip('/')}/{name}")
+        if not file.is_file():
+            raise FileNotFoundError
+    except FileNotFoundError:
+        raise UserError(_missing(path, name)) from None
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"The VQGAN at {path} cannot be read ({error}): give a folder that can.") from error
+    return file
 
 
 def _missing(path: str, name: str) -> str:
@@ -209,9 +207,9 @@ def _pixel_range(path: str, named: Any, given: str | None) -> str:
     return str(chosen)
 
 
-def _read_model(path: str, weights: Path, config: dict[str, Any]) -> VQModel:
+def _read_model(path: str, weights: Path, config: dict[str, Any], wanted: str | None) -> VQModel:
     """Build the network around the weights, which on a CPU stay mapped, so that all workers of a machine share them."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
     try:
         with torch.device("meta"):
             model = VQModel(**config | ENTRIES).eval()

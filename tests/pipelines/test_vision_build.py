@@ -2,11 +2,8 @@
 
 import io
 import json
-import random
 import shutil
-import signal
 import tarfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,7 @@ from worldloom.tokenizers.codebook import Codebook
 
 Image = pytest.importorskip("PIL.Image", reason="SKIPPED FOR LACK OF PILLOW: pip install 'worldloom[vision]'")
 av = pytest.importorskip("av", reason="SKIPPED FOR LACK OF PYAV: pip install 'worldloom[vision]'")
-SIZE, IMAGES, TARS, CLIPS, KILLS = 32, 48, 16, 6, 20
+SIZE, IMAGES, TARS, CLIPS = 32, 48, 16, 6
 
 
 def pixels(number: int, size: int = SIZE) -> np.ndarray:
@@ -165,22 +162,9 @@ def test_the_codes_of_a_network_are_the_same_for_any_number_of_workers(network: 
     assert sorted(ids[(ids >= 0) & (ids < 64)].astype(np.uint16).tobytes() for ids in tokens) == expected
 
 
-def test_kills_leave_the_root_as_it_is(world: Path, built: Path, tmp_path: Path, begin_build) -> None:
-    """Each after at least one more unit; what comes to its end all the same is begun anew."""
-    out, draw, kills = tmp_path / "out", random.Random(0), 0
-    units = out / "examples" / "units"
-    while kills < KILLS:
-        process = begin_build(world / "recipe.yaml", out, 0 if kills % 4 else kills // 4 % 3 + 1)
-        before = len(list(units.glob("*.json"))) if units.exists() else 0
-        while process.poll() is None and not (units.exists() and len(list(units.glob("*.json"))) > before):
-            time.sleep(0.02)
-        time.sleep(draw.random() * 0.05)
-        process.send_signal(signal.SIGKILL)
-        if process.wait() == -signal.SIGKILL:
-            kills += 1
-        else:
-            assert process.returncode == 0
-            shutil.rmtree(out)
+def test_kills_leave_the_root_as_it_is(world: Path, built: Path, tmp_path: Path, kill_often) -> None:
+    out = tmp_path / "out"
+    kill_often(world / "recipe.yaml", out, 7)
     build(world, out)
     assert roots(out) == roots(built)
     files = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
