@@ -30,7 +30,7 @@ from .eval_ngrams import Listed, Search
 from .job import Job, pending
 from .job_servers import served
 from .local_workers import LocalWorkers
-from .same_code import SameCode
+from .same_code import opened, seal
 from .tokenize import TokenizeJob
 from .underway import Errand, attempt, errand, underway
 
@@ -130,17 +130,26 @@ def parts_of(p: beam.Pipeline, parts: Iterable[str], flags: list[str]) -> beam.P
 
 
 class Sent(beam.DoFn):
-    """A step as it is sent to workers: it begins with the check that they run the same code."""
+    """A step that is sealed on its way to workers, and opened there only by the same code.
 
-    def __init__(self) -> None:
-        self._same_code = SameCode()
+    Not as soon as it arrives: Flink would wait minutes for a worker that refuses so early.
+    """
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ if "sealed" in self.__dict__ else {"sealed": seal(self.__dict__)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    def start_bundle(self) -> None:
+        if "sealed" in self.__dict__:
+            self.__dict__.update(opened(self.__dict__.pop("sealed")))
 
 
 class ListUnits(Sent):
     """List a share of the units of a part that are still to be done, as errands."""
 
     def __init__(self, job: Job, run: Folder):
-        super().__init__()
         self._job, self._run = job, run
 
     def process(self, share: Share) -> Iterator[tuple[Any, ...]]:
@@ -152,7 +161,6 @@ class RunUnit(Sent):
     """Do a unit, and count what came of it."""
 
     def __init__(self, job: Job, run: Folder):
-        super().__init__()
         self._job, self._run = job, run
 
     def process(self, told: tuple[Any, ...]) -> None:
@@ -212,7 +220,6 @@ class ListShards(Sent):
     """List a share of the shards of finished examples, and their units."""
 
     def __init__(self, folder: Folder):
-        super().__init__()
         self._folder = folder
 
     def process(self, share: Share) -> Iterator[tuple[str, str]]:
@@ -224,7 +231,6 @@ class Hashes(Sent):
     """Read those hashes of a shard's examples that fall into one of several slices."""
 
     def __init__(self, job: TokenizeJob, number: int, slices: int):
-        super().__init__()
         self._job, self._number, self._slices = job, number, slices
 
     def process(self, shard: tuple[str, str]) -> Iterator[tuple[bytes, tuple[Any, ...]]]:
@@ -244,7 +250,6 @@ class WriteDuplicates(Sent):
     """Write one slice's list of duplicates; the same list again does no harm."""
 
     def __init__(self, job: TokenizeJob, name: str, key: str):
-        super().__init__()
         self._job, self._name, self._key = job, name, key
 
     def process(self, group: tuple[int, Iterable[tuple[Any, ...]]]) -> None:
@@ -290,7 +295,6 @@ class WriteShard(Sent):
     """Write the hashes of a shard's runs of tokens on the eval side."""
 
     def __init__(self, search: Search, slices: int):
-        super().__init__()
         self._search, self._slices = search, slices
 
     def process(self, shard: tuple[str, str]) -> Iterator[str]:
@@ -301,7 +305,6 @@ class WriteSlice(Sent):
     """Write one slice of the list of runs, of all shards' hashes."""
 
     def __init__(self, search: Search, slices: int):
-        super().__init__()
         self._search, self._slices = search, slices
 
     def process(self, number: int, drafts: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from ..errors import RunFailed, UserError
 
 AGAIN = "mend it and call the same command again; finished units are kept"
 OURS = {"UserError": UserError, "RunFailed": RunFailed}
-# The last line of a Python traceback, wherever an engine quotes it: `worldloom.errors.UserError: text [while running …`
+# The last line of a Python traceback, wherever an engine quotes it: `worldloom.errors.UserError: text [while …`
 RAISED = re.compile(r"^\s*(?:[\w.]+\.)?(\w*(?:Error|Exception|Failed|Interrupt|Exit))(?::[ \t]*(.*))?$", re.MULTILINE)
 STEP = re.compile(r" \[while running '[^'\n]*'\]")
 WORDS = 2000  # characters of what an engine says that are told

@@ -1,6 +1,7 @@
-"""The check that a worker runs the submitter's very code, made before anything else that was sent is opened."""
+"""The check that a worker runs the submitter's very code, made before anything that was sent is opened."""
 
-from dataclasses import dataclass, field
+import pickle
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UserError
@@ -8,28 +9,29 @@ from .staged import code_digest
 
 
 @dataclass(frozen=True)
-class SameCode:
-    """Carry the digest of the submitter's code. Where it arrives among other code, opening it is refused.
+class Sealed:
+    """Plain data and our own objects on their way to a worker, and the digest of the code that they were sealed by.
 
-    What is sent is opened in order, so this must be the first attribute of its carrier: other code may not even know
-    the classes of the rest.
+    Other code may not even know the objects' classes, so they stay closed until the digests are compared.
     """
 
-    digest: str = field(default_factory=code_digest)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return received, (self.digest,)
+    digest: str
+    content: bytes
 
 
-def received(digest: str) -> SameCode:
-    """Make the carried digest again.
+def seal(content: Any) -> Sealed:
+    return Sealed(code_digest(), pickle.dumps(content))
+
+
+def opened(sealed: Sealed) -> Any:
+    """Return what was sealed.
 
     Raises:
       UserError: if the code here is another.
     """
-    if digest != code_digest():
+    if sealed.digest != code_digest():
         raise UserError(
-            f"this worker has another worldloom (code {code_digest()[:8]}, the submitter's is {digest[:8]}): "
+            f"this worker has another worldloom (code {code_digest()[:8]}, the submitter's is {sealed.digest[:8]}): "
             "install the same one on both, restart the workers and call the same command again"
         )
-    return SameCode(digest)
+    return pickle.loads(sealed.content)

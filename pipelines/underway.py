@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from ..errors import RunFailed, UserError
-from ..packing.report import Report
+from ..packing.report import Report, read_report
 from ..packing.storage import Folder
 from .engine_errors import AGAIN
 from .job import Job, finished_report, run_unit
@@ -84,7 +84,7 @@ def attempt(job: Job, run: Folder, errand: Errand) -> Report | None:
     except Exception as error:
         LOG.info("unit %s failed", errand.name, exc_info=True)
         try:
-            run.overwrite(f"{FAILED}/{errand.name}", cause(error).encode())
+            run.overwrite(f"{FAILED}/{errand.name}", f"{errand.key}\n{cause(error)}".encode())
         except OSError:
             raise error from None
     if sum(1 for _ in run.names(FAILED)) >= MOST_FAILED:
@@ -129,26 +129,30 @@ def underway(folder: Folder) -> Iterator[Folder]:
         try:
             yield run
         except Exception as error:
-            raise_failed(run, cause(error))
+            raise_failed(folder, run, cause(error))
             raise
-        raise_failed(run, "")
+        raise_failed(folder, run, "")
     finally:
         clear(folder, run)
 
 
-def raise_failed(run: Folder, engine: str) -> None:
-    """Raise what is noted of failed units, if anything is, and what the engine said."""
-    lines = [told(name, (run.read(f"{FAILED}/{name}") or b"").decode()) for name in sorted(run.names(FAILED))]
+def raise_failed(folder: Folder, run: Folder, engine: str) -> None:
+    """Raise what is noted of units that failed and were not done by another try, and what the engine said."""
+    lines = [line for name in sorted(run.names(FAILED)) if (line := line_of(folder, run, name))]
     if lines:
         units = "1 unit" if len(lines) == 1 else f"{len(lines)} units"
         last = engine or f"{units} failed"
         raise RunFailed("\n".join([*lines, last if last.endswith(AGAIN) else f"{last}: {AGAIN}"]))
 
 
-def told(unit: str, cause: str) -> str:
-    """Say why a unit failed, naming it once."""
+def line_of(folder: Folder, run: Folder, unit: str) -> str:
+    """Say why a unit failed, naming it once; "" where it was done all the same: an engine may ask for it twice."""
+    key, _, why = (run.read(f"{FAILED}/{unit}") or b"").decode().partition("\n")
+    report = read_report(folder, unit)
+    if report is not None and report.key == key:
+        return ""
     named = f"unit {unit}: "
-    return cause if cause.startswith(named) else f"{named}{cause}"
+    return why if why.startswith(named) else f"{named}{why}"
 
 
 def clear(folder: Folder, run: Folder | None = None) -> None:

@@ -14,10 +14,10 @@ from worldloom.errors import RunFailed, UserError
 from worldloom.packing.report import finished_units
 from worldloom.packing.storage import Folder
 from worldloom.pipelines import same_code, underway
+from worldloom.pipelines.beam_jobs import Sent
 from worldloom.pipelines.build import describe_examples, run
 from worldloom.pipelines.engine_errors import AGAIN, said_by
 from worldloom.pipelines.job import pending, prepare, run_in_memory
-from worldloom.pipelines.same_code import SameCode
 from worldloom.pipelines.tokenize import TokenizeJob
 from worldloom.pipelines.underway import UNDERWAY, Errand, attempt, errand, unit_of
 from worldloom.pipelines.units import Part, Unit
@@ -108,6 +108,17 @@ def test_a_failure_that_cannot_be_noted_is_raised(failing: Callable[..., Failing
         attempt(broken, run, errand(run, unit))
 
 
+def test_a_unit_that_failed_and_was_done_by_another_try_has_not_failed(
+    job: TokenizeJob, failing: Callable[..., Failing]
+) -> None:
+    prepare(job)
+    unit, broken = next(pending(job, "books")), failing(0, times=1)
+    with underway.underway(job.folder) as run:
+        assert attempt(broken, run, errand(run, unit)) is None
+        assert list(run.names("failed")) == [unit.name]
+        assert attempt(broken, run, errand(run, unit)) is not None
+
+
 def test_no_unit_is_begun_when_nobody_waits_for_it_any_more(job: TokenizeJob, tmp_path: Path) -> None:
     """As on a cluster whose job was not ended when the call that sent it off was."""
     prepare(job)
@@ -164,12 +175,15 @@ class Unopened:
 
 
 def test_other_code_opens_nothing_but_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    sent = pickle.dumps({"_same_code": SameCode(), "_job": Unopened()})
+    step = Sent()
+    step.work = Unopened()
+    there = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(step))))  # some engines pass it on unopened
     with pytest.raises(SystemExit):
-        pickle.loads(sent)
+        there.start_bundle()
+    there = pickle.loads(pickle.dumps(step))
     monkeypatch.setattr(same_code, "code_digest", lambda: "other" * 8)
     with pytest.raises(UserError, match=r"another worldloom .* install the same one on both"):
-        pickle.loads(sent)
+        there.start_bundle()
 
 
 BEAM = """java.lang.RuntimeException: Error received from SDK harness for instruction 3:

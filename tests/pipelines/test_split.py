@@ -138,5 +138,5 @@ def test_a_plan_takes_the_same_sides() -> None:
     )
     for i in range(20):
         e, exact = chat(f"c{i}", ["m1", f"m{i}"][: i % 3]), bytes.fromhex(content(f"c{i}"))
-        shape = shape_of(example_row(e, VOCABULARY, exact, np.empty(0, np.uint64)), recipe)
+        shape = shape_of(example_row(e, VOCABULARY, exact, np.empty(0, np.uint64)), recipe, recipe.sources[0], set())
         assert shape.side == side_of(5, SHARE, contents(e) or {exact.hex()})
