@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"{options.command} takes no Beam flags after --")
     if beam:
         options.beam = beam
-    logging.basicConfig(level=logging.WARNING if beam else logging.ERROR)
+    logging.basicConfig(level=logging.ERROR)
     handler: Handler = options.handler
     try:
         return handler(options)

@@ -6,11 +6,14 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from functools import cache
 from itertools import islice, product
 from types import FrameType
 from typing import Any
 
 import apache_beam as beam
+import grpc
+from apache_beam.internal import pickler
 from apache_beam.metrics import Metrics
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
@@ -30,7 +33,7 @@ from .eval_ngrams import Listed, Search
 from .job import Job, pending
 from .job_servers import served
 from .local_workers import LocalWorkers
-from .same_code import opened, seal
+from .same_code import Sealed, opened
 from .tokenize import TokenizeJob
 from .underway import Errand, attempt, errand, underway
 
@@ -50,7 +53,7 @@ def running(flags: list[str]) -> Iterator[beam.Pipeline]:
       UserError, RunFailed: if a worker raised it, or the job failed otherwise.
     """
     here = is_in_process(flags)
-    with said_by("" if here else runner(flags)), served(flags) as complete:
+    with said_by("" if here else runner(flags)), quiet(), served(flags) as complete:
         p = pipeline(complete)
         yield p
         result: PipelineResult | None = None
@@ -71,12 +74,38 @@ def pipeline(flags: list[str]) -> beam.Pipeline:
     Raises:
       UserError: if Beam refuses the flags.
     """
-    if is_in_process(flags):
-        logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # it would print what it raises anyway
     try:
         return beam.Pipeline(FnApiRunner() if is_in_process(flags) else None, PipelineOptions(for_hints(flags, {})))
     except (ValueError, ImportError) as error:
         raise UserError(f"Beam refuses {' '.join(flags)}: {error}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep back what Beam prints at length and raises anyway; workers in this process print even after their job."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return record.module != "portable_runner"  # which prints by the root logger
+
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+    bear_lost_engines()
+    logging.getLogger().addFilter(is_other)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeFilter(is_other)
+
+
+@cache
+def bear_lost_engines() -> None:
+    """Have Beam's threads say nothing, from now on, when an engine that has ended leaves them: they print all of it."""
+    otherwise = threading.excepthook
+
+    def hook(thrown: threading.ExceptHookArgs) -> None:
+        if not isinstance(thrown.exc_value, grpc.RpcError):
+            otherwise(thrown)
+
+    threading.excepthook = hook
 
 
 @contextmanager
@@ -136,14 +165,14 @@ class Sent(beam.DoFn):
     """
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ if "sealed" in self.__dict__ else {"sealed": seal(self.__dict__)}
+        return self.__dict__ if "sealed" in self.__dict__ else {"sealed": Sealed(pickler.dumps(self.__dict__))}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
 
     def start_bundle(self) -> None:
         if "sealed" in self.__dict__:
-            self.__dict__.update(opened(self.__dict__.pop("sealed")))
+            self.__dict__.update(pickler.loads(opened(self.__dict__.pop("sealed"))))
 
 
 class ListUnits(Sent):

@@ -1,20 +1,26 @@
 """Job servers that a call starts by itself and ends with the block: Prism, and Beam's for Flink."""
 
 import os
+import shlex
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import IO
 
 from ..errors import RunFailed, UserError
+from . import guarded
 from .engine_flags import environment, flink_master, option, runner
 
 STARTING = 60.0  # seconds for a program that is started here to listen
+ENDING = 15.0  # for it to end
 IDLE = "2m"  # after which Prism ends without a job: a submitter that was killed does not end it
 PRISM = "github.com/apache/beam/sdks/v2/go/cmd/prism"
 
@@ -75,10 +81,10 @@ def served(flags: list[str]) -> Iterator[list[str]]:
         return
     port = _free_port()
     with tempfile.TemporaryFile() as log:
-        called = [*command(flags), str(port)]
-        process = subprocess.Popen(called, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        called = [sys.executable, "-m", guarded.__name__, *command(flags), str(port)]
+        process = subprocess.Popen(called, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
         try:
-            _await_listener(process, port)
+            _await_listener(process, port, log)
             yield [*flags, "--runner=PortableRunner", f"--job_endpoint=localhost:{port}",
                    f"--environment_type={environment(flags)}"]  # fmt: skip
         finally:
@@ -91,7 +97,7 @@ def _free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def _await_listener(process: subprocess.Popen[bytes], port: int) -> None:
+def _await_listener(process: "subprocess.Popen[bytes]", port: int, log: IO[bytes]) -> None:
     until = time.monotonic() + STARTING
     while process.poll() is None and time.monotonic() < until:
         try:
@@ -99,13 +105,22 @@ def _await_listener(process: subprocess.Popen[bytes], port: int) -> None:
             return
         except OSError:
             time.sleep(0.05)
-    raise RunFailed(f"{process.args!r} does not listen on port {port}: call it yourself to see why")
+    log.seek(0)
+    said = (log.read().decode(errors="replace").splitlines() or ["nothing"])[-1]
+    how = f"did not listen within {STARTING:.0f} s" if process.poll() is None else "ended at once"
+    raise RunFailed(f"the job server {how}, and said last: {said}; its command was {shlex.join(_called(process))}")
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
+def _called(process: "subprocess.Popen[bytes]") -> list[str]:
+    assert isinstance(process.args, list)
+    return [str(word) for word in process.args[3:]]
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    assert process.stdin is not None
+    process.stdin.close()
     try:
-        process.wait(10)
+        process.wait(ENDING)
     except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait(10)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(ENDING)

@@ -1,8 +1,6 @@
 """The check that a worker runs the submitter's very code, made before anything that was sent is opened."""
 
-import pickle
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from ..errors import UserError
 from .staged import code_digest
@@ -10,20 +8,16 @@ from .staged import code_digest
 
 @dataclass(frozen=True)
 class Sealed:
-    """Plain data and our own objects on their way to a worker, and the digest of the code that they were sealed by.
+    """Objects in bytes, on their way to a worker, and the digest of the code that they were sealed by.
 
     Other code may not even know the objects' classes, so they stay closed until the digests are compared.
     """
 
-    digest: str
     content: bytes
+    digest: str = field(default_factory=code_digest)
 
 
-def seal(content: Any) -> Sealed:
-    return Sealed(code_digest(), pickle.dumps(content))
-
-
-def opened(sealed: Sealed) -> Any:
+def opened(sealed: Sealed) -> bytes:
     """Return what was sealed.
 
     Raises:
@@ -34,4 +28,4 @@ def opened(sealed: Sealed) -> Any:
             f"this worker has another worldloom (code {code_digest()[:8]}, the submitter's is {sealed.digest[:8]}): "
             "install the same one on both, restart the workers and call the same command again"
         )
-    return pickle.loads(sealed.content)
+    return sealed.content

@@ -12,7 +12,7 @@ import time
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,15 @@ def free_port() -> int:
 
 
 @contextmanager
-def server(command: list[str], log: Path, port: int = 0, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program in a session of its own until the block ends; with a port, wait until it listens there."""
+def server(command: list[str], log: Path, port: int = 0, **options: Any) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a program, in a session of its own, until the block ends; with a port, wait until it listens there.
+
+    It ends with the tests as well, however those end.
+    """
+    called = [sys.executable, "-m", "worldloom.pipelines.guarded", *command]
     with log.open("ab") as said:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True, **options
+            called, stdin=subprocess.PIPE, stdout=said, stderr=said, start_new_session=True, **options
         )
         try:
             if port:
@@ -74,13 +78,13 @@ def await_port(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
-    """End a process and all that it started."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-            process.wait(10)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            continue
+    """End a program, and all that it started."""
+    assert process.stdin is not None
+    process.stdin.close()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(20)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait(10)
 
 

@@ -47,7 +47,7 @@ def flags(request: pytest.FixtureRequest) -> list[str]:
     engine, value = request.param, request.getfixturevalue
     portable = ["--", "--runner=PortableRunner"]
     if engine == "local processes":
-        return ["--workers", "2"]
+        return ["--workers", "3"]
     if engine == "in-memory":
         return ["--", "--runner=FnApiRunner"]
     if engine == "multi-process":
@@ -132,8 +132,11 @@ def left_over(out: Path) -> list[str]:
     return [str(path) for path in out.rglob("*") if path.name.startswith((".", "underway"))]
 
 
-@pytest.mark.parametrize("flags", ENGINES, indirect=True)
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    ("flags", "recipe"),
+    [(one, recipe) for one in ENGINES for recipe in RECIPES if one != "flink runner" or recipe == "text"],
+    indirect=["flags"],
+)
 def test_every_engine_gives_the_roots_of_the_plain_loop(
     recipe: str, flags: list[str], recipes: dict[str, Path], expected: Callable[[str], dict[str, str]], tmp_path: Path
 ) -> None:

@@ -3,7 +3,8 @@
 import pickle
 import random
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from worldloom.errors import RunFailed, UserError
 from worldloom.packing.report import finished_units
 from worldloom.packing.storage import Folder
-from worldloom.pipelines import same_code, underway
+from worldloom.pipelines import progress, same_code, underway
 from worldloom.pipelines.beam_jobs import Sent
 from worldloom.pipelines.build import describe_examples, run
 from worldloom.pipelines.engine_errors import AGAIN, said_by
@@ -135,6 +136,29 @@ def test_what_killed_calls_left_is_gone_after_a_success(job: TokenizeJob) -> Non
     left.overwrite("failed/books-0000000", b"an old story")
     do(job)
     assert not job.folder.exists(UNDERWAY)
+
+
+def test_the_bar_bears_a_store_that_does_not_answer(
+    job: TokenizeJob, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    looks: list[int] = []
+
+    def finished(folder: Folder) -> Iterator[str]:
+        looks.append(1)
+        if len(looks) == 2:
+            raise ConnectionResetError(104, "Connection reset by peer")
+        return finished_units(folder)
+
+    monkeypatch.setattr(progress, "SECONDS", 0.01)
+    monkeypatch.setattr(progress, "finished_units", finished)
+    prepare(job)
+    with progress.ReportBar("tokenize", job.folder, BOOKS, 0):
+        run_in_memory(job)
+        until = time.monotonic() + 30
+        while len(looks) < 4 and time.monotonic() < until:
+            time.sleep(0.01)
+    assert len(looks) > 4  # and once more at the end
+    assert capsys.readouterr().err.startswith("tokenize: 8 records, ")
 
 
 def test_a_unit_that_is_done_needs_nothing_of_its_errand(job: TokenizeJob, tmp_path: Path) -> None:

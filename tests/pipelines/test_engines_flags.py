@@ -1,9 +1,10 @@
 """What flags name, what is derived of them, and every refusal before anything is submitted."""
 
-import os
 import socket
+import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -269,6 +270,29 @@ def test_a_started_job_server_is_used_and_ends_with_the_block(tmp_path: Path) ->
 
 
 def test_a_job_server_that_ends_at_once_is_told(tmp_path: Path) -> None:
-    prism = program(tmp_path / "prism", "raise SystemExit(3)")
-    with pytest.raises(RunFailed, match="does not listen"), served(["--runner=prism", f"--prism_location={prism}"]):
-        raise AssertionError(os.getpid())
+    prism = program(tmp_path / "prism", "raise SystemExit('no such flag')")
+    words = r"ended at once, and said last: no such flag; its command was .*prism"
+    with pytest.raises(RunFailed, match=words), served(["--runner=prism", f"--prism_location={prism}"]):
+        raise AssertionError("it does not listen")
+
+
+KILLED = """
+import os, signal, sys
+from worldloom.pipelines.job_servers import served
+with served(["--runner=prism", f"--prism_location={sys.argv[1]}"]) as flags:
+    print(flags[-2].rpartition(":")[2], flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_job_server_ends_with_a_submitter_that_is_killed(tmp_path: Path) -> None:
+    call = [sys.executable, "-c", KILLED, str(program(tmp_path / "prism", LISTEN))]
+    port = int(subprocess.run(call, stdout=subprocess.PIPE, timeout=60).stdout)
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        try:
+            socket.create_connection(("localhost", port), 1).close()
+            time.sleep(0.05)
+        except OSError:
+            return
+    pytest.fail("it still listens")

@@ -248,7 +248,7 @@ def configure(out: Path, /, **changes) -> Config:
             "model": MODEL.model_dump(),
             "optimizer": {"lr": 1e-2, "warmup": 4},
             "checkpoint": {"every": 5, "keep": 2},
-            "mesh": {"fsdp": 4},
+            "mesh": {"fsdp": 2},
         }
         | changes
     )
